@@ -1,0 +1,1 @@
+"""Raw data sets, shards, the batch plan and the stream of batches."""

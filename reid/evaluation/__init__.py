@@ -1,0 +1,1 @@
+"""Feature extraction, exact ranking, protocols, metrics and reports."""

@@ -1,0 +1,65 @@
+"""The 20 vehicle keypoints of the VeRi-776 annotation, their mirror pairs, and the plane table (METHOD 1.1).
+
+Keypoints are numbered 1..20 in papers, files and here; arrays hold them at number - 1. Left and right are the vehicle's own.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+NUM_KEYPOINTS: Final = 20
+
+KEYPOINT_NAMES: Final[tuple[str, ...]] = (
+    "left-front wheel",
+    "left-back wheel",
+    "right-front wheel",
+    "right-back wheel",
+    "right fog lamp",
+    "left fog lamp",
+    "right headlight",
+    "left headlight",
+    "front logo",
+    "front plate",
+    "left mirror",
+    "right mirror",
+    "right-front roof corner",
+    "left-front roof corner",
+    "left-back roof corner",
+    "right-back roof corner",
+    "left rear lamp",
+    "right rear lamp",
+    "rear logo",
+    "rear plate",
+)
+
+MIRROR_PAIRS: Final[tuple[tuple[int, int], ...]] = (
+    (1, 3), (2, 4), (5, 6), (7, 8), (11, 12), (13, 14), (15, 16), (17, 18),
+)  # fmt: skip
+"""Keypoint numbers that trade places when the image is flipped."""
+
+
+def mirror_order() -> tuple[int, ...]:
+    """Array index of the keypoint that each one becomes in a flipped image.
+
+    >>> mirror_order()[:4]
+    (2, 3, 0, 1)
+    """
+    order = list(range(NUM_KEYPOINTS))
+    for a, b in MIRROR_PAIRS:
+        order[a - 1], order[b - 1] = b - 1, a - 1
+    return tuple(order)
+
+
+ORIENTATION_NAMES: Final[tuple[str, ...]] = (
+    "front", "rear", "left", "left-front", "left-rear", "right", "right-front", "right-rear",
+)  # fmt: skip
+MIRROR_ORIENTATION: Final[tuple[int, ...]] = (0, 1, 5, 6, 7, 2, 3, 4)
+"""Orientation code of the flipped image."""
+
+PLANE_NAMES: Final[tuple[str, ...]] = ("front", "back", "side", "top")
+NUM_PLANES: Final = len(PLANE_NAMES)
+
+VERI_PLANE_RATES: Final[dict[str, float]] = {"front": 0.426, "back": 0.478, "side": 0.658, "top": 0.839}
+"""Share of VeRi-776 gallery images that show each plane by its four keypoints (before substitution and limits)."""
+VERI_SUBSTITUTION_GAINS: Final[dict[str, float]] = {"front": 0.042, "back": 0.008}
+"""What the substitute of a missing bottom corner adds to those rates."""

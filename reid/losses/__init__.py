@@ -1,0 +1,1 @@
+"""Identity, triplet and plane losses over the global batch."""

@@ -1,0 +1,1 @@
+"""Pictures: rank lists, activation maps, planes over images."""
