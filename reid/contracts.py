@@ -24,6 +24,10 @@ Split = Literal["train", "query", "gallery", "test"]
 """`test` is for protocols that draw query and gallery themselves (VehicleID)."""
 
 
+class DataError(ValueError):
+    """A data set that cannot be used as it is; the text says what, where and how to mend it."""
+
+
 class Settings(BaseModel):
     """Base of all configuration: frozen, unknown keys refused, the docstring under a field is its description."""
 
@@ -114,6 +118,21 @@ class LossTerms:
     per-worker mean whose average over workers is the global value."""
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
     """Other detached scalars worth logging, such as "valid_anchors/front" (share of the global batch, 0..1)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IntervalResult:
+    """What the training loop yields between epoch ends: one row of the log."""
+
+    epoch: int
+    """0-based."""
+    step: int
+    """Batches consumed since the beginning of the run."""
+    step_in_epoch: int
+    """Batches of this epoch consumed."""
+    steps_in_epoch: int
+    metrics: Mapping[str, float]
+    """Means since the last row, over all workers; the same names as in `EpochResult`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,11 +1,13 @@
 """The 20 vehicle keypoints of the VeRi-776 annotation, their mirror pairs, and the plane table (METHOD 1.1).
 
-Keypoints are numbered 1..20 in papers, files and here; arrays hold them at number - 1. Left and right are the vehicle's own.
+Keypoints are numbered 1..20 in papers, files and here; arrays hold them at number - 1. Left and right are the
+vehicle's own.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, Literal
 
 NUM_KEYPOINTS: Final = 20
 
@@ -63,3 +65,34 @@ VERI_PLANE_RATES: Final[dict[str, float]] = {"front": 0.426, "back": 0.478, "sid
 """Share of VeRi-776 gallery images that show each plane by its four keypoints (before substitution and limits)."""
 VERI_SUBSTITUTION_GAINS: Final[dict[str, float]] = {"front": 0.042, "back": 0.008}
 """What the substitute of a missing bottom corner adds to those rates."""
+
+PlaneCorner = Literal["TL", "TR", "BR", "BL"]
+"""Corner of the rectified target grid: top-left, top-right, bottom-right, bottom-left."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlaneRule:
+    """How one flat face of a vehicle is recognised from keypoints (METHOD 1.1)."""
+
+    plane: str
+    """One of `PLANE_NAMES`. Two rules of the same plane are alternatives: where both hold, the larger area wins."""
+    corners: tuple[int, int, int, int]
+    """Keypoint numbers 1..20, top-left, top-right, bottom-right, bottom-left for a viewer who faces the plane.
+
+    In an image (y down) they run clockwise when the face looks at the camera: the sum of x1*y2 - x2*y1 over the edges
+    is positive.
+    """
+    targets: tuple[PlaneCorner, PlaneCorner, PlaneCorner, PlaneCorner]
+    """Corner of the target that each of `corners` goes to."""
+    substitute: int | None = None
+    """Keypoint number that stands in, with the target bottom-middle, when exactly one bottom corner is missing."""
+
+
+PLANE_RULES: Final[tuple[PlaneRule, ...]] = (
+    PlaneRule("front", (13, 14, 6, 5), ("TL", "TR", "BR", "BL"), substitute=10),
+    PlaneRule("back", (15, 16, 18, 17), ("TL", "TR", "BR", "BL"), substitute=19),
+    PlaneRule("side", (14, 15, 2, 1), ("TL", "TR", "BR", "BL")),
+    PlaneRule("side", (16, 13, 3, 4), ("TR", "TL", "BL", "BR")),
+    PlaneRule("top", (16, 15, 14, 13), ("TL", "TR", "BR", "BL")),
+)
+"""The default plane table. Both side rules put the vehicle's front at the left: the right side's target is mirrored."""

@@ -1,0 +1,94 @@
+"""The command line that all training jobs share: options, overrides, exit codes.
+
+Exit codes: 0 done; 2 the command line, the configuration or the cluster does not fit; 3 the data does not; 4 training failed and
+can be resumed; 130 interrupted. (`ray job submit` passes on 0 and 1 only; the code itself is in the job's details, and the
+reason is always the last line printed.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from cluster.dry_run import dry_run
+from cluster.trainer import Resume, TrainingFailed, evaluate_run, train
+from reid.config import ConfigError, Experiment, load_experiment, to_yaml
+from reid.contracts import DataError
+
+logger = logging.getLogger("reid")
+
+
+def run_training_job(description: str, argv: Sequence[str] | None = None) -> int:
+    """Parses the command line, runs what it asks for and returns the exit code."""
+    arguments = _parser(description).parse_args(argv)
+    set_up_logging(arguments.verbose)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        experiment = load_experiment(arguments.config, arguments.overrides)
+        if arguments.print_config:
+            sys.stdout.write(to_yaml(experiment))
+            return 0
+        return _run(experiment, arguments)
+    except DataError as error:
+        return _end(3, f"data: {error}")
+    except (ConfigError, ValueError) as error:
+        return _end(2, str(error))
+    except TrainingFailed as error:
+        return _end(4, str(error))
+    except KeyboardInterrupt:
+        return _end(130, "interrupted; --resume auto continues at the newest checkpoint")
+
+
+def set_up_logging(verbose: bool = False) -> None:
+    """Plain lines with the time on standard error."""
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
+    )
+    for noisy in ("ray", "matplotlib", "PIL", "urllib3", "fsspec"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _run(experiment: Experiment, arguments: argparse.Namespace) -> int:
+    if arguments.dry_run:
+        return 0 if dry_run(experiment) else 2
+    if arguments.eval_only:
+        evaluate_run(experiment)
+        return 0
+    train(experiment, Resume(arguments.resume))
+    return 0
+
+
+def _parser(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a setting: dotted path, YAML value")
+    parser.add_argument("--config", type=Path, help="YAML file with what differs from the defaults (jobs/configs/)")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check configuration, data, weights, storage and resources, run two steps and an evaluation, estimate time and memory",
+    )
+    parser.add_argument("--eval-only", action="store_true", help="evaluate the newest checkpoint of the run and stop")
+    parser.add_argument(
+        "--resume",
+        choices=[mode.value for mode in Resume],
+        default=Resume.AUTO.value,
+        help="auto: continue when the run has a checkpoint; never: refuse if it has one; must: refuse if it has none",
+    )
+    parser.add_argument("--verbose", action="store_true", help="log in detail")
+    return parser
+
+
+def _end(code: int, reason: str) -> int:
+    sys.stdout.flush()
+    sys.stderr.write(f"error: {reason}\n")
+    return code
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,138 @@
+"""Evaluation workers: a checkpoint's images are embedded in slices and its queries ranked in blocks, as Ray tasks.
+
+A coordinating task (no CPU of its own) hands out slices; a worker that dies is replaced by Ray and only its slice repeated. Nothing
+here can harm the training that goes on beside it.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+from ray.exceptions import GetTimeoutError, RayError
+
+from cluster.resources import evaluation_options, threads_for
+from reid.build.data import open_data
+from reid.build.evaluation import (
+    Evaluation,
+    conclude,
+    embed_rows,
+    evaluation_trials,
+    load_trained_model,
+)
+from reid.config import Experiment
+from reid.contracts import Embeddings
+from reid.evaluation.distances import rank_blocks
+from reid.evaluation.extract import join_embeddings, select_embeddings
+from reid.evaluation.protocols import rows_of_trials
+from reid.evaluation.ranking import PositiveRanks
+from reid.storage import open_location
+
+
+class EvaluationFailed(RuntimeError):  # noqa: N818 - an outcome, reported as such
+    """An evaluation was given up; the text says why."""
+
+
+@dataclass
+class PendingEvaluation:
+    """An evaluation under way on the cluster."""
+
+    checkpoint: str
+    """Name of the checkpoint."""
+    reference: Any
+    timeout_seconds: float
+    _began: float = field(default_factory=time.monotonic)
+
+    def result(self, wait_seconds: float | None) -> Evaluation | None:
+        """The evaluation, or None when it is not done within `wait_seconds` (None: wait for it to end or to time out).
+
+        Raises:
+            EvaluationFailed: It failed, or took longer than its limit.
+        """
+        left = self.timeout_seconds - (time.monotonic() - self._began)
+        try:
+            wait = max(0.0, left if wait_seconds is None else min(wait_seconds, left))
+            evaluation: Evaluation = ray.get(self.reference, timeout=wait)
+            return evaluation
+        except GetTimeoutError:
+            if left > 0 and wait_seconds is not None:
+                return None
+            self.cancel()
+            raise EvaluationFailed(
+                f"no result after {self.timeout_seconds:g} s (cluster.evaluation_timeout_seconds)"
+            ) from None
+        except RayError as error:
+            raise EvaluationFailed(str(error).strip().splitlines()[-1]) from error
+
+    def cancel(self) -> None:
+        """Ends the tasks of this evaluation."""
+        ray.cancel(self.reference, force=False, recursive=True)
+
+
+def start_evaluation(experiment: Experiment, checkpoint: str, name: str = "") -> PendingEvaluation:
+    """Begins the evaluation of a checkpoint folder on evaluation workers; returns at once."""
+    reference = _coordinate.remote(experiment.model_dump(mode="json"), checkpoint, name or experiment.name)
+    return PendingEvaluation(
+        checkpoint=checkpoint.rstrip("/").rpartition("/")[2],
+        reference=reference,
+        timeout_seconds=experiment.cluster.evaluation_timeout_seconds,
+    )
+
+
+def evaluate_checkpoint(experiment: Experiment, checkpoint: str, name: str = "") -> Evaluation:
+    """Evaluates a checkpoint folder on evaluation workers and waits for the result.
+
+    Raises:
+        EvaluationFailed: It failed, or took longer than its limit.
+    """
+    evaluation = start_evaluation(experiment, checkpoint, name).result(None)
+    assert evaluation is not None
+    return evaluation
+
+
+@ray.remote(num_cpus=0, max_retries=2)
+def _coordinate(experiment_json: dict[str, Any], checkpoint: str, name: str) -> Evaluation:
+    began = time.monotonic()
+    experiment = Experiment.model_validate(experiment_json)
+    options = evaluation_options(experiment.cluster)
+    workers = experiment.cluster.evaluation_workers
+    with open_data(experiment) as shards:
+        trials = evaluation_trials(experiment, shards)
+        slices = np.array_split(rows_of_trials(trials), workers)
+        embedded = [_embed.options(**options).remote(experiment_json, checkpoint, rows) for rows in slices if len(rows)]
+        embeddings = join_embeddings(ray.get(embedded))
+        budget = (experiment.evaluation.memory_budget_mb << 20) // workers
+        ranks = []
+        for trial in trials:
+            gallery = ray.put(select_embeddings(embeddings, trial.gallery_rows))
+            blocks = [rows for rows in np.array_split(trial.query_rows, workers) if len(rows)]
+            ranked = [
+                _rank.options(**options).remote(
+                    select_embeddings(embeddings, rows), gallery, trial.remove_junk, budget
+                )
+                for rows in blocks
+            ]
+            ranks.append(PositiveRanks.join(ray.get(ranked)))
+        trained = load_trained_model(open_location(checkpoint), torch.device("cpu"))
+        return conclude(
+            experiment, trained, shards, trials, ranks, embeddings, name=name, seconds=time.monotonic() - began
+        )
+
+
+@ray.remote
+def _embed(experiment_json: dict[str, Any], checkpoint: str, rows: NDArray[np.int64]) -> Embeddings:
+    experiment = Experiment.model_validate(experiment_json)
+    device = torch.device("cuda" if experiment.cluster.gpus_per_evaluation_worker else "cpu")
+    torch.set_num_threads(threads_for(experiment.cluster.cpus_per_evaluation_worker))
+    with open_data(experiment) as shards:
+        return embed_rows(experiment, load_trained_model(open_location(checkpoint), device), shards, rows, device)
+
+
+@ray.remote
+def _rank(query: Embeddings, gallery: Embeddings, remove_junk: bool, memory_budget_bytes: int) -> PositiveRanks:
+    return rank_blocks(query, gallery, remove_junk=remove_junk, memory_budget_bytes=memory_budget_bytes)

@@ -1,0 +1,124 @@
+"""Figures of a run for Prometheus and TensorBoard.
+
+Training workers publish through `ray.util.metrics` (each Ray node exports them on one port); what must outlive the workers, such as
+evaluation figures and progress, is published by the driver through prometheus-client. Labels come from fixed sets only: loss
+parts, planes, reasons; never names, paths or messages.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+from ray.util import metrics as ray_metrics
+from torch.utils.tensorboard import SummaryWriter
+
+from reid.config import MetricsConfig
+from reid.storage import Location, write_bytes_atomic
+
+logger = logging.getLogger(__name__)
+
+
+class WorkerGauges:
+    """Figures of the training workers as Ray metrics: `ray_reid_*` with the run's name as tag."""
+
+    def __init__(self, run: str) -> None:
+        self._tags = {"run": run}
+        self._gauges: dict[str, ray_metrics.Gauge] = {}
+
+    def publish(self, row: Mapping[str, float]) -> None:
+        """Sets a gauge for each figure of a row: `loss/planes` becomes `reid_loss{part="planes"}`."""
+        for key, value in row.items():
+            name, _, part = key.partition("/")
+            name = "reid_" + re.sub(r"[^a-z0-9_]", "_", name.lower())
+            gauge = self._gauges.get(name)
+            if gauge is None:
+                gauge = ray_metrics.Gauge(name, description=f"{name} of the newest interval", tag_keys=("run", "part"))
+                self._gauges[name] = gauge
+            gauge.set(float(value), {**self._tags, "part": part})
+
+
+class DriverMetrics:
+    """Progress and evaluation figures of a run on the driver's own Prometheus endpoint."""
+
+    def __init__(self, config: MetricsConfig, run: str) -> None:
+        self._registry = CollectorRegistry()
+        self._run = run
+        self._epoch = Gauge("reid_epoch", "Epochs finished", ["run"], registry=self._registry)
+        self._evaluation = Gauge(
+            "reid_evaluation", "Newest evaluation, fraction", ["run", "figure"], registry=self._registry
+        )
+        self._failed = Counter("reid_evaluations_failed", "Evaluations given up", ["run"], registry=self._registry)
+        self._server: Any = None
+        if config.prometheus_port:
+            try:
+                self._server, _ = start_http_server(
+                    config.prometheus_port, addr=config.prometheus_host, registry=self._registry
+                )
+                logger.info("Prometheus endpoint: http://%s:%d/metrics", config.prometheus_host, config.prometheus_port)
+            except OSError as error:
+                # Metrics never stop a run.
+                logger.warning("no Prometheus endpoint on port %d: %s", config.prometheus_port, error)
+
+    def epoch(self, finished: int) -> None:
+        """Epochs finished so far."""
+        self._epoch.labels(self._run).set(finished)
+
+    def evaluation(self, figures: Mapping[str, float]) -> None:
+        """Figures of the newest evaluation."""
+        for name, value in figures.items():
+            self._evaluation.labels(self._run, name).set(value)
+
+    def evaluation_failed(self) -> None:
+        """Counts an evaluation that was given up."""
+        self._failed.labels(self._run).inc()
+
+    def close(self) -> None:
+        """Stops the endpoint."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+
+
+class TensorBoardLog:
+    """TensorBoard events of a run; for a run on an object store, written locally and copied there at each flush."""
+
+    def __init__(self, config: MetricsConfig, folder: Location) -> None:
+        self._folder = folder
+        self._temporary: Path | None = None
+        self._writer: SummaryWriter | None = None
+        if config.tensorboard:
+            if not folder.is_local:
+                self._temporary = Path(tempfile.mkdtemp(prefix="reid-tensorboard-"))
+            self._writer = SummaryWriter(str(self._temporary or folder.local_path))
+
+    def add(self, row: Mapping[str, Any], step: int, prefix: str) -> None:
+        """Adds the numeric figures of a row."""
+        if self._writer is None:
+            return
+        for key, value in row.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and key not in ("step", "epoch"):
+                self._writer.add_scalar(f"{prefix}/{key}", value, step)
+
+    def flush(self) -> None:
+        """Makes what was added visible to readers."""
+        if self._writer is None:
+            return
+        self._writer.flush()
+        if self._temporary is not None:
+            for file in self._temporary.iterdir():
+                write_bytes_atomic(self._folder.child(file.name), file.read_bytes())
+
+    def close(self) -> None:
+        """Flushes and ends the event file."""
+        if self._writer is not None:
+            self.flush()
+            self._writer.close()
+        if self._temporary is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)

@@ -1,0 +1,166 @@
+"""What a run asks Ray for: the connection, the check that it can be had, and Ray Train's view of it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+
+from reid.config import ClusterConfig
+from reid.data.plan import PlanConfig
+
+logger = logging.getLogger(__name__)
+
+RAY_ENVIRONMENT: dict[str, str] = {
+    # Reports are barriers that wait for the controller's poll; the default of 2 s costs that much an epoch.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # Without a limit, a worker that misses a report leaves the others waiting for ever.
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # Kept off for good manners: nothing about a user's cluster is anybody else's business.
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+LOCAL_RAY_ENVIRONMENT: dict[str, str] = {
+    # Ray starts its workers at niceness 15 unless told otherwise.
+    "RAY_worker_niceness": "0",
+    # Every port of a one-machine Ray then listens on 127.0.0.1 only (asserted in tests/cluster).
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AUTH_MODE": "token",
+}
+
+
+@contextmanager
+def ray_connection(num_cpus: int | None = None) -> Iterator[None]:
+    """Ray for the time of a `with` block: the cluster of RAY_ADDRESS (set by `ray job submit`), else one of our own.
+
+    Args:
+        num_cpus: logical CPUs of a Ray started here; None: the machine's. Ignored on an existing cluster.
+    """
+    for key, value in RAY_ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.WARNING}
+    if os.environ.get("RAY_ADDRESS"):
+        logger.info("joining the Ray cluster of RAY_ADDRESS")
+        ray.init(**options)
+    else:
+        for key, value in LOCAL_RAY_ENVIRONMENT.items():
+            os.environ.setdefault(key, value)
+        logger.info("RAY_ADDRESS is not set: starting Ray on this machine for this run (loopback only)")
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **options)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def resolve_device(cluster: ClusterConfig) -> str:
+    """ "cuda" or "cpu" for this run, from what the connected cluster has.
+
+    Raises:
+        ValueError: GPUs were asked for and there are too few.
+    """
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    match cluster.device:
+        case "cuda" if gpus < cluster.num_workers:
+            raise ValueError(
+                f"cluster.device is cuda and cluster.num_workers is {cluster.num_workers}, but the cluster has {gpus} GPU(s);"
+                " lower num_workers, add GPU nodes, or set cluster.device=cpu"
+            )
+        case "auto":
+            if 0 < gpus < cluster.num_workers:
+                logger.warning(
+                    "the cluster has %d GPU(s) for %d workers: training on the CPU; set cluster.num_workers=%d to use them",
+                    gpus, cluster.num_workers, gpus,
+                )  # fmt: skip
+            return "cuda" if gpus >= cluster.num_workers else "cpu"
+        case device:
+            return device
+
+
+def check_resources(cluster: ClusterConfig) -> None:
+    """Refuses a run that the cluster could never start; Ray itself would wait for ever.
+
+    Raises:
+        ValueError: with the arithmetic. Autoscaling clusters are told apart by `RAY_AUTOSCALING=1`.
+    """
+    if os.environ.get("RAY_AUTOSCALING") == "1":
+        return
+    cpus = ray.cluster_resources().get("CPU", 0)
+    needed = cluster.num_workers * cluster.cpus_per_worker
+    if needed > cpus:
+        raise ValueError(
+            f"{cluster.num_workers} workers x {cluster.cpus_per_worker} CPU(s) = {needed} CPUs, but the cluster has {cpus:g};"
+            " lower cluster.num_workers or cluster.cpus_per_worker, or add nodes (RAY_AUTOSCALING=1 skips this check)"
+        )
+    if cluster.cpus_per_evaluation_worker > cpus:
+        raise ValueError(
+            f"cluster.cpus_per_evaluation_worker is {cluster.cpus_per_evaluation_worker:g}, but the cluster has {cpus:g} CPUs"
+        )
+    spare = cpus - needed
+    if cluster.cpus_per_evaluation_worker > spare:
+        logger.info(
+            "training takes %d of %g CPUs: evaluations (%g CPU each) run when it leaves some free;"
+            " cluster.cpus_per_evaluation_worker=0 lets them share",
+            needed, cpus, cluster.cpus_per_evaluation_worker,
+        )  # fmt: skip
+
+
+def check_divisible(plan: PlanConfig, num_workers: int) -> None:
+    """Refuses a worker count that cannot share the identities of a batch equally.
+
+    Raises:
+        ValueError: with the equation and the worker counts that would do.
+    """
+    identities, images = plan.identities_per_batch, plan.images_per_identity
+    if identities % num_workers:
+        fitting = [n for n in range(1, identities + 1) if identities % n == 0]
+        raise ValueError(
+            f"global batch {identities * images} = {identities} identities x {images} images is not divisible by"
+            f" {num_workers} workers; cluster.num_workers can be {', '.join(map(str, fitting))}"
+        )
+
+
+def scaling_config(cluster: ClusterConfig, device: str) -> ScalingConfig:
+    """Ray Train's scaling of a run."""
+    resources: dict[str, float] = {"CPU": cluster.cpus_per_worker}
+    if device == "cuda":
+        resources["GPU"] = 1
+    return ScalingConfig(
+        num_workers=cluster.num_workers, use_gpu=device == "cuda", resources_per_worker=resources
+    )
+
+
+def run_config(cluster: ClusterConfig, storage: str, name: str) -> RunConfig:
+    """Ray Train's run: its own bookkeeping only; checkpoints are ours (`reid.training.checkpoint`)."""
+    return RunConfig(
+        name=name,
+        storage_path=storage,
+        failure_config=FailureConfig(max_failures=cluster.max_failures, controller_failure_limit=3),
+    )
+
+
+def evaluation_options(cluster: ClusterConfig) -> dict[str, Any]:
+    """Ray task options of an evaluation worker: a worker that dies is replaced and only its slice repeated."""
+    return {
+        "num_cpus": cluster.cpus_per_evaluation_worker,
+        "num_gpus": cluster.gpus_per_evaluation_worker,
+        "max_retries": 3,
+        "retry_exceptions": False,
+    }
+
+
+def threads_for(cpus: float) -> int:
+    """Threads for a process with that many CPUs, at least one."""
+    return max(1, math.floor(cpus))

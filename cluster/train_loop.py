@@ -1,0 +1,60 @@
+"""What each training worker runs under Ray Train: build, train, publish figures."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+
+from cluster.metrics import WorkerGauges
+from cluster.resources import threads_for
+from reid.build.metrics_log import MetricsLog
+from reid.build.training import Training, build_training
+from reid.config import Experiment
+from reid.contracts import EpochResult, IntervalResult
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """Trains one worker's share of a run from the newest checkpoint to the end.
+
+    Args:
+        config: {"experiment": the experiment as JSON}; Ray pickles plain data only.
+    """
+    experiment = Experiment.model_validate(config["experiment"])
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(threads_for(experiment.cluster.cpus_per_worker))
+    training = build_training(experiment, device)
+    try:
+        publish_results(training, ray.train.get_context().get_world_rank())
+    finally:
+        training.stream.close()
+
+
+def publish_results(training: Training, rank: int) -> None:
+    """Trains to the end; rank 0 publishes every row, all ranks report each epoch to Ray."""
+    log = MetricsLog(training.folder.location) if rank == 0 else None
+    gauges = WorkerGauges(training.experiment.name) if rank == 0 else None
+    for result in training.results():
+        row = _row(result, training)
+        if log is not None and gauges is not None:
+            log.append("epoch" if isinstance(result, EpochResult) else "interval", row)
+            gauges.publish({key: value for key, value in row.items() if isinstance(value, (int, float))})
+        if isinstance(result, EpochResult):
+            # A barrier that waits for the controller's poll: once an epoch, never once a step.
+            ray.train.report({"epoch": result.epoch, "step": result.step, **result.metrics})
+
+
+def _row(result: IntervalResult | EpochResult, training: Training) -> dict[str, Any]:
+    row: dict[str, Any] = {"step": result.step, "epoch": result.epoch, **result.metrics}
+    if isinstance(result, EpochResult):
+        row |= {"finished_epoch": result.finished_epoch, "checkpoint": result.checkpoint}
+        row["updates_skipped"] = training.step.num_skipped
+        row["checkpoints_failed"] = training.store.failed
+        row |= {f"checkpoints_rejected/{reason}": count for reason, count in training.store.rejected.items()}
+    row |= {f"samples_skipped/{reason}": count for reason, count in training.stream.skipped.items()}
+    return row

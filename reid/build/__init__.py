@@ -1,0 +1,1 @@
+"""Config -> objects: the only folder that knows all the others."""

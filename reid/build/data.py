@@ -1,0 +1,49 @@
+"""Config -> the shards of a run and the streams over them."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reid.config import Experiment
+from reid.contracts import DataError
+from reid.data.shard_set import ShardSet, open_shards
+from reid.data.stream import EvalStream, TrainStream
+
+
+def open_data(experiment: Experiment, *, verify: str | None = None) -> ShardSet:
+    """The data set of an experiment, checked as `data.verify` says.
+
+    Args:
+        experiment: The run.
+        verify: "sizes" or "full" instead of the configured check; workers that open what the driver has checked
+            need no second full pass.
+
+    Raises:
+        DataError: The shards are missing, incomplete or damaged.
+    """
+    data = experiment.data
+    try:
+        return open_shards(data.shards, cache=data.cache, verify=verify or data.verify)
+    except (ValueError, OSError) as error:
+        raise DataError(f"data.shards={data.shards}: {error}") from error
+
+
+def open_train_stream(experiment: Experiment, shards: ShardSet, worker: int, num_workers: int) -> TrainStream:
+    """The batches of one training worker."""
+    return TrainStream(
+        shards,
+        experiment.data.plan,
+        experiment.data.transform,
+        experiment.data.loader,
+        seed=experiment.seed,
+        worker=worker,
+        num_workers=num_workers,
+    )
+
+
+def open_eval_stream(experiment: Experiment, shards: ShardSet, rows: NDArray[np.int64]) -> EvalStream:
+    """The given rows in order, each once."""
+    return EvalStream(
+        shards, rows, experiment.data.transform, experiment.data.loader, batch_size=experiment.evaluation.batch_size
+    )

@@ -1,0 +1,168 @@
+"""Checkpoint + shards -> retrieval figures: the pieces that evaluation workers share, and the whole in one process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from reid.build.data import open_eval_stream
+from reid.build.training import build_model
+from reid.config import Experiment
+from reid.contracts import Embeddings
+from reid.data.shard_set import ShardSet
+from reid.evaluation.examples import RankList, choose_queries, nearest_entries
+from reid.evaluation.extract import extract_features, make_embeddings, select_embeddings
+from reid.evaluation.protocols import Trial, protocol_notes, protocol_trials
+from reid.evaluation.ranking import PositiveRanks
+from reid.evaluation.results import RetrievalResult
+from reid.evaluation.trials import evaluate_trials, make_result
+from reid.models.ppt import PPT
+from reid.storage import Location, open_location, read_bytes, sha256_of
+from reid.training.checkpoint import CheckpointStore
+from reid.training.checkpoint_files import MANIFEST_NAME
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A network with the weights of a checkpoint, in evaluation mode."""
+
+    model: PPT
+    experiment: Experiment
+    """The run that trained it."""
+    checkpoint_hash: str
+    """sha256 of the checkpoint's manifest, which holds the hashes of its files."""
+    data_hash: str
+    """Hash of the data set it was trained on."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of a checkpoint and queries worth looking at."""
+
+    result: RetrievalResult
+    examples: tuple[dict[str, Any], ...]
+    """Rank lists of easy, median and hard queries as plain data, for the report."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for the run folder."""
+        return {**self.result.to_json(), "examples": list(self.examples)}
+
+
+def load_trained_model(checkpoint: Location, device: torch.device) -> TrainedModel:
+    """The network of a checkpoint folder: configuration, verified weights, evaluation mode.
+
+    Raises:
+        ValueError: The folder is no sound checkpoint.
+    """
+    uri = checkpoint.uri.rstrip("/")
+    store = CheckpointStore(open_location(uri.rpartition("/")[0]))
+    run = store.load_run(checkpoint.name)
+    experiment = Experiment.model_validate(run.config)
+    backbone = experiment.model.backbone.model_copy(update={"weights": None})
+    random = experiment.model_copy(update={"model": experiment.model.model_copy(update={"backbone": backbone})})
+    weights = store.load_model_weights(checkpoint.name)
+    model = build_model(random, len(weights["neck.classifier.weight"]))
+    model.load_state_dict(weights)
+    model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    return TrainedModel(
+        model=model,
+        experiment=experiment,
+        checkpoint_hash=sha256_of(read_bytes(checkpoint.child(MANIFEST_NAME))),
+        data_hash=run.data_hash,
+    )
+
+
+def embed_rows(
+    experiment: Experiment, trained: TrainedModel, shards: ShardSet, rows: NDArray[np.int64], device: torch.device
+) -> Embeddings:
+    """Features of the given rows of the index."""
+    evaluation = experiment.evaluation
+    stream = open_eval_stream(experiment, shards, rows)
+    try:
+        features, samples = extract_features(
+            trained.model.embed, stream, device, precision=evaluation.precision, flip=evaluation.flip
+        )
+    finally:
+        stream.close()
+    index = shards.index
+    return make_embeddings(features, samples, index.identity_codes(), index.camera_codes())
+
+
+def evaluation_trials(experiment: Experiment, shards: ShardSet) -> list[Trial]:
+    """Who queries whom under the experiment's protocol."""
+    return protocol_trials(experiment.evaluation.protocol, shards.index, experiment.evaluation.trials)
+
+
+def conclude(
+    experiment: Experiment,
+    trained: TrainedModel,
+    shards: ShardSet,
+    trials: Sequence[Trial],
+    ranks: Sequence[PositiveRanks],
+    embeddings: Embeddings,
+    *,
+    name: str,
+    seconds: float,
+) -> Evaluation:
+    """Figures and examples from the ranks of all trials."""
+    evaluation = experiment.evaluation
+    notes = list(protocol_notes(list(trials), shards.index))
+    if evaluation.flip:
+        notes.append("features averaged over each image and its mirror image")
+    if trained.data_hash != shards.manifest.hash:
+        notes.append(f"trained on another data set (manifest {trained.data_hash[:12]})")
+    result = make_result(
+        evaluation.protocol, trials, ranks,
+        checkpoint_hash=trained.checkpoint_hash, manifest_hash=shards.manifest.hash, name=name,
+        post_processing="none", notes=notes, trapezoid=evaluation.trapezoid_ap, seconds=seconds,
+    )  # fmt: skip
+    return Evaluation(result=result, examples=tuple(_examples(experiment, trials[0], ranks[0], embeddings)))
+
+
+def evaluate_here(
+    experiment: Experiment, checkpoint: Location, shards: ShardSet, device: torch.device, *, name: str = ""
+) -> Evaluation:
+    """The whole evaluation in this process; evaluation workers give the same figures."""
+    began = time.monotonic()
+    trained = load_trained_model(checkpoint, device)
+    trials = evaluation_trials(experiment, shards)
+    rows = np.unique(np.concatenate([r for trial in trials for r in (trial.query_rows, trial.gallery_rows)]))
+    embeddings = embed_rows(experiment, trained, shards, rows, device)
+    ranks = evaluate_trials(embeddings, trials, memory_budget_bytes=experiment.evaluation.memory_budget_mb << 20)
+    return conclude(
+        experiment, trained, shards, trials, ranks, embeddings, name=name, seconds=time.monotonic() - began
+    )
+
+
+def _examples(
+    experiment: Experiment, trial: Trial, ranks: PositiveRanks, embeddings: Embeddings
+) -> list[dict[str, Any]]:
+    evaluation = experiment.evaluation
+    query = select_embeddings(embeddings, trial.query_rows)
+    gallery = select_embeddings(embeddings, trial.gallery_rows)
+    chosen = choose_queries(ranks, evaluation.num_rank_lists)
+    lists = nearest_entries(
+        query, gallery, [position for _, position, _ in chosen], evaluation.rank_list_length,
+        remove_junk=trial.remove_junk,
+    )  # fmt: skip
+    return [
+        _example(difficulty, precision, ranked)
+        for (difficulty, _, precision), ranked in zip(chosen, lists, strict=True)
+    ]
+
+
+def _example(difficulty: str, precision: float, ranked: RankList) -> dict[str, Any]:
+    return {
+        "difficulty": difficulty,
+        "average_precision": precision,
+        "query": int(ranked.query_sample),
+        "gallery": ranked.gallery_samples.tolist(),
+        "distances": [float(distance) for distance in ranked.distances],
+        "is_positive": ranked.is_positive.tolist(),
+    }

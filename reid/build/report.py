@@ -1,0 +1,220 @@
+"""The report of a run: figures, curves, rank lists, planes and activation maps on one self-contained page."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from reid.build.data import open_eval_stream
+from reid.build.evaluation import TrainedModel, load_trained_model
+from reid.build.metrics_log import read_metrics
+from reid.build.run_folder import RunFolder
+from reid.config import Experiment, to_yaml
+from reid.contracts import Batch
+from reid.data.decode import decode_image
+from reid.data.shard_set import ShardSet
+from reid.evaluation.report import Picture, Report, Section, render_report
+from reid.evaluation.results import RetrievalResult
+from reid.models.perspective import PlaneConfig, find_planes
+from reid.storage import write_bytes_atomic
+from reid.visual.activation import activation_picture, distance_activation_maps
+from reid.visual.curves import draw_curves
+from reid.visual.mosaic import column, encode_jpeg, row
+from reid.visual.planes import draw_planes
+from reid.visual.rank_lists import rank_list_picture
+
+logger = logging.getLogger(__name__)
+
+PLANE_PICTURES = 12
+ACTIVATION_PAIRS = 4
+
+
+def write_run_report(experiment: Experiment, folder: RunFolder, shards: ShardSet, plan: str = "") -> str:
+    """Writes `report/index.html` and `report/report.json` of a run from what its folder holds.
+
+    Args:
+        experiment: The run.
+        folder: Its folder, with at least one evaluation.
+        shards: The data set, for pictures.
+        plan: The plan that was printed.
+
+    Returns:
+        Address of the page.
+
+    Raises:
+        ValueError: The run has no evaluation yet.
+    """
+    stored = [(name, folder.evaluation(name)) for name in sorted(folder.evaluated())]
+    evaluations = [(name, data) for name, data in stored if data is not None and "error" not in data]
+    if not evaluations:
+        raise ValueError(f"{folder.location.uri} has no evaluation to report; see the warnings above")
+    results = [RetrievalResult.from_json(data) for _, data in evaluations]
+    name, newest = evaluations[-1]
+    rows = read_metrics(folder.location)
+    trained = load_trained_model(folder.checkpoints.child(name), torch.device("cpu"))
+    page = Report(
+        title=experiment.name,
+        subtitle=f"{shards.manifest.name}, protocol {experiment.evaluation.protocol}",
+        results=results[-1:],
+        facts=_facts(experiment, shards, rows, name),
+        sections=[
+            *_curves(rows, results, evaluations),
+            *_rank_lists(newest["examples"], shards),
+            *_planes(experiment, shards),
+            *_activations(experiment, trained, shards, newest["examples"]),
+            *([Section(title="Plan of the run", text=plan, folded=True)] if plan else []),
+            Section(title="Configuration", text=to_yaml(experiment), folded=True),
+        ],
+    )
+    location = folder.report.child("index.html")
+    write_bytes_atomic(location, render_report(page).encode())
+    summary = {"run": experiment.name, "results": [data for _, data in evaluations]}
+    write_bytes_atomic(folder.report.child("report.json"), json.dumps(summary, indent=1, allow_nan=False).encode())
+    return location.uri
+
+
+def _facts(
+    experiment: Experiment, shards: ShardSet, rows: Sequence[Mapping[str, Any]], checkpoint: str
+) -> dict[str, str]:
+    plan, transform = experiment.data.plan, experiment.data.transform
+    epochs = [row for row in rows if row["kind"] == "epoch"]
+    rates = [row["images_per_second"] for row in epochs if row.get("images_per_second")]
+    facts = {
+        "Training": f"{shards.manifest.counts.get('train', 0):,} images, {shards.manifest.num_classes:,} vehicles",
+        "Network": f"{experiment.model.backbone.name}, {transform.width}x{transform.height}, "
+        + ("plain baseline" if experiment.model.planes is None else "PPT"),
+        "Batch": f"{plan.identities_per_batch} identities x {plan.images_per_identity} images",
+        "Checkpoint": checkpoint,
+        "Seed": str(experiment.seed),
+    }
+    if rates:
+        facts["Speed"] = f"{float(np.median(rates)):,.0f} images/s"
+    return facts
+
+
+def _curves(
+    rows: Sequence[Mapping[str, Any]],
+    results: Sequence[RetrievalResult],
+    evaluations: Sequence[tuple[str, Mapping[str, Any]]],
+) -> list[Section]:
+    """Losses, plane anchors and retrieval figures over the steps."""
+
+    def points(kind: str, key: str) -> list[tuple[float, float]]:
+        return [(row["step"], row[key]) for row in rows if row["kind"] == kind and row.get(key) is not None]
+
+    keys = sorted({key for row in rows if row["kind"] == "epoch" for key in row})
+    losses = {key.removeprefix("loss/"): points("epoch", key) for key in keys if key.startswith("loss/")}
+    anchors = {
+        key.removeprefix("valid_anchors/"): [(step, 100 * share) for step, share in points("epoch", key)]
+        for key in keys
+        if key.startswith("valid_anchors/") and not key.endswith("global")
+    }
+    steps = [int(name.rsplit("-", 1)[-1]) for name, _ in evaluations]
+    figures = {
+        figure: [(step, 100 * result.figures()[figure]) for step, result in zip(steps, results, strict=True)]
+        for figure in ("mAP", "R1", "mINP")
+    }
+    drawings = [
+        (losses, "loss", "Losses (mean of each epoch)"),
+        (figures, "percent", "Retrieval"),
+        (anchors, "percent of anchors", "Anchors that count, per plane"),
+    ]
+    pictures = [
+        Picture(data=draw_curves(curves, x_label="step", y_label=label, title=title), media_type="image/svg+xml", caption=title)
+        for curves, label, title in drawings
+        if any(curves.values())
+    ]
+    return [Section(title="Course of the run", pictures=pictures)] if pictures else []
+
+
+def _rank_lists(examples: Sequence[Mapping[str, Any]], shards: ShardSet) -> list[Section]:
+    sections = []
+    for difficulty in ("easiest", "median", "hardest"):
+        pictures = [
+            _jpeg(_rank_list(example, shards), f"average precision {100 * example['average_precision']:.1f}")
+            for example in examples
+            if example["difficulty"] == difficulty
+        ]
+        if pictures:
+            introduction = "Query in blue; right vehicles in green, wrong ones in red frames; camera and distance below."
+            sections.append(
+                Section(title=f"Rank lists: {difficulty} queries", introduction=introduction, pictures=pictures, wide=True)
+            )
+    return sections
+
+
+def _rank_list(example: Mapping[str, Any], shards: ShardSet) -> NDArray[np.uint8]:
+    index = shards.index
+    captions = [
+        f"{index.camera_id[sample] or '?'}  {distance:.2f}"
+        for sample, distance in zip(example["gallery"], example["distances"], strict=True)
+    ]
+    return rank_list_picture(
+        _image(shards, example["query"]),
+        [_image(shards, sample) for sample in example["gallery"]],
+        example["is_positive"],
+        captions=captions,
+        query_caption=f"{index.vehicle_id[example['query']]}  {index.camera_id[example['query']]}",
+    )
+
+
+def _planes(experiment: Experiment, shards: ShardSet) -> list[Section]:
+    """Annotated training images with the planes that the local branch sees."""
+    index = shards.index
+    rows = index.rows("train")
+    rows = rows[index.has_keypoints[rows]]
+    if not len(rows):
+        return []
+    config = experiment.model.planes or PlaneConfig()
+    chosen = rows[np.linspace(0, len(rows) - 1, min(PLANE_PICTURES, len(rows))).astype(int)]
+    tiles = []
+    for sample in chosen:
+        image = _image(shards, int(sample))
+        keypoints = index.keypoints[sample]
+        planes = find_planes(torch.from_numpy(keypoints[None].copy()), image.shape[0], image.shape[1], config)
+        tiles.append(draw_planes(image, planes.corners[0].numpy(), planes.visible[0].numpy(), keypoints, tile_size=190))
+    mosaic = column([row(tiles[start : start + 6]) for start in range(0, len(tiles), 6)])
+    introduction = "Training images with their keypoints and the planes that PPT warps: front orange, back purple, side blue, top green."
+    return [Section(title="Planes", introduction=introduction, pictures=[_jpeg(mosaic, "")], wide=True)]
+
+
+def _activations(
+    experiment: Experiment, trained: TrainedModel, shards: ShardSet, examples: Sequence[Mapping[str, Any]]
+) -> list[Section]:
+    """Distance activation maps (PPT, section 4.5.1) of queries and their nearest wrong gallery image."""
+    pairs = []
+    for example in [*reversed(examples)]:
+        wrong = [s for s, positive in zip(example["gallery"], example["is_positive"], strict=True) if not positive]
+        if wrong:
+            pairs.append((int(example["query"]), int(wrong[0])))
+    pictures = []
+    for pair in pairs[:ACTIVATION_PAIRS]:
+        stream = open_eval_stream(experiment, shards, np.array(pair, dtype=np.int64))
+        try:
+            batch: Batch = next(iter(stream))
+        finally:
+            stream.close()
+        with torch.inference_mode():
+            maps = trained.model.feature_map(batch.images)
+            features = trained.model.neck.pooling(maps)
+        height, width = batch.images.shape[2:]
+        heats = distance_activation_maps(features.float(), maps.float(), (height, width))
+        images = [image.permute(1, 2, 0).contiguous().numpy() for image in batch.images]
+        picture = activation_picture((images[0], images[1]), heats, captions=("query", "nearest wrong vehicle"))
+        pictures.append(_jpeg(picture, ""))
+    introduction = "Where the network sees the difference between a query and the nearest wrong vehicle (distance activation maps)."
+    return [Section(title="Activation maps", introduction=introduction, pictures=pictures)] if pictures else []
+
+
+def _image(shards: ShardSet, sample: int) -> NDArray[np.uint8]:
+    return decode_image(shards.read_image(sample))
+
+
+def _jpeg(image: NDArray[np.uint8], caption: str) -> Picture:
+    return Picture(data=encode_jpeg(image), media_type="image/jpeg", caption=caption)

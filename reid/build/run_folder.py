@@ -1,0 +1,75 @@
+"""Where a run keeps what: one folder, the same for training, evaluation and the report.
+
+    <runs>/<name>/
+      config.yaml                      the resolved configuration
+      checkpoints/step-00000225/       reid.training.checkpoint
+      metrics.jsonl                    one row every few steps, one an epoch
+      evaluations/step-00000225.json   results of evaluation workers, or why there are none
+      tensorboard/                     events
+      report/                          index.html, report.json
+      ray/                             Ray's own bookkeeping; nothing in it is needed to resume
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from reid.config import Experiment, to_yaml
+from reid.storage import Location, delete_tree, exists, list_names, open_location, read_bytes, write_bytes_atomic
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run, local or on an object store."""
+
+    location: Location
+
+    @property
+    def checkpoints(self) -> Location:
+        """Folder of checkpoints."""
+        return self.location.child("checkpoints")
+
+    @property
+    def evaluations(self) -> Location:
+        """Folder of evaluation results."""
+        return self.location.child("evaluations")
+
+    @property
+    def report(self) -> Location:
+        """Folder of the report."""
+        return self.location.child("report")
+
+    def write_config(self, experiment: Experiment) -> None:
+        """Stores the resolved configuration."""
+        write_bytes_atomic(self.location.child("config.yaml"), to_yaml(experiment).encode())
+
+    def clear_unfinished_ray_state(self) -> None:
+        """Removes Ray's bookkeeping of an earlier start: the newest verified checkpoint decides, not Ray's snapshot."""
+        if exists(self.location.child("ray")):
+            delete_tree(self.location.child("ray"))
+
+    def evaluation(self, checkpoint: str) -> dict[str, Any] | None:
+        """The stored evaluation of a checkpoint, `{"error": ...}` when it failed, None when there is none."""
+        location = self.evaluations.child(f"{checkpoint}.json")
+        if not exists(location):
+            return None
+        stored: dict[str, Any] = json.loads(read_bytes(location))
+        return stored
+
+    def write_evaluation(self, checkpoint: str, result: dict[str, Any]) -> None:
+        """Stores the evaluation of a checkpoint."""
+        text = json.dumps(result, indent=1, allow_nan=False)
+        write_bytes_atomic(self.evaluations.child(f"{checkpoint}.json"), text.encode())
+
+    def evaluated(self) -> set[str]:
+        """Names of checkpoints with a stored evaluation or failure."""
+        if not exists(self.evaluations):
+            return set()
+        return {name.removesuffix(".json") for name in list_names(self.evaluations) if name.endswith(".json")}
+
+
+def open_run(experiment: Experiment) -> RunFolder:
+    """The run folder of an experiment (it need not exist yet)."""
+    return RunFolder(open_location(experiment.runs).child(experiment.name))

@@ -1,0 +1,70 @@
+"""The plan of a run, printed once before it starts: every figure as the equation it comes from."""
+
+from __future__ import annotations
+
+from reid.build.data import open_train_stream
+from reid.config import Experiment
+from reid.data.shard_set import ShardSet
+from reid.training.schedule import learning_rate_at
+
+
+def describe_plan(experiment: Experiment, shards: ShardSet, *, device: str, resumed_from: str | None) -> str:
+    """Plain text, a line a subject.
+
+    Args:
+        experiment: The run.
+        shards: Its data.
+        device: "cpu" or "cuda", as the cluster has it.
+        resumed_from: The checkpoint that the run continues at.
+    """
+    plan, training, cluster = experiment.data.plan, experiment.training, experiment.cluster
+    manifest = shards.manifest
+    stream = open_train_stream(experiment, shards, 0, 1)
+    exposure = stream.exposure(0)
+    stream.close()
+    steps = exposure.num_steps
+    others = ", ".join(f"{count:,} {split}" for split, count in manifest.counts.items() if split != "train")
+    transform = experiment.data.transform
+    lines = {
+        "run": f"{experiment.name}, seed {experiment.seed}: " + (f"continues at {resumed_from}" if resumed_from else "new"),
+        "data": f"{manifest.name}: {manifest.counts.get('train', 0):,} images of {manifest.num_classes:,} vehicles to train on; {others}",
+        "shards": f"{len(manifest.shards)} files, {manifest.num_bytes / 1e6:,.1f} MB, hash {manifest.hash[:12]}",
+        "batch": (
+            f"{plan.batch_size} = {plan.identities_per_batch} identities x {plan.images_per_identity} images"
+            f" = {cluster.num_workers} worker(s) x {plan.batch_size // cluster.num_workers} images"
+            f" of {transform.width}x{transform.height} on {device}, {training.step.precision}"
+        ),
+        "epoch": str(exposure),
+        "length": (
+            f"about {steps * training.loop.epochs:,} steps = {steps:,} x {training.loop.epochs} epochs"
+            + (f", {training.step.accumulate_batches} batches an update" if training.step.accumulate_batches > 1 else "")
+        ),
+        "learning rate": _learning_rates(experiment),
+        "model": _model(experiment),
+        "evaluation": f"{experiment.evaluation.protocol} every {experiment.evaluation.every_epochs} epoch(s) and at the end,"
+        f" on {cluster.evaluation_workers} evaluation worker(s) while training goes on",
+    }
+    width = max(map(len, lines))
+    return "plan of the run\n" + "\n".join(f"  {key:<{width}}  {text}" for key, text in lines.items())
+
+
+def _learning_rates(experiment: Experiment) -> str:
+    training = experiment.training
+    epochs = training.loop.epochs
+    rates = [
+        learning_rate_at(training.schedule, training.optimizer.learning_rate, float(e), epochs) for e in range(epochs)
+    ]
+    changes = [0, *(e for e in range(1, epochs) if e >= training.schedule.warmup_epochs and rates[e] != rates[e - 1])]
+    shown = changes if len(changes) <= 6 else [*changes[:3], *changes[-2:]]
+    steps = ", ".join(f"{rates[e]:.3g} from epoch {e + 1}" for e in shown)
+    more = "" if len(shown) == len(changes) else f" ({len(changes) - len(shown)} changes between not shown)"
+    return f"{training.optimizer.name}: {steps}{more}"
+
+
+def _model(experiment: Experiment) -> str:
+    backbone = experiment.model.backbone
+    weights = "random weights" if backbone.weights is None else f"weights from {backbone.weights}"
+    if experiment.model.planes is None:
+        return f"{backbone.name}, {weights}, no planes: the plain baseline"
+    weights_of_planes = experiment.loss.planes
+    return f"{backbone.name}, {weights}, PPT planes with weights {weights_of_planes.weights}"

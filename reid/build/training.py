@@ -1,0 +1,130 @@
+"""Config -> everything one training worker needs, restored to where the run stands."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+
+from reid.build.data import open_data, open_train_stream
+from reid.build.run_folder import RunFolder, open_run
+from reid.config import Experiment, digestible
+from reid.contracts import EpochResult, IntervalResult
+from reid.data.shard_set import ShardSet
+from reid.data.stream import TrainStream
+from reid.losses.ppt import ppt_loss
+from reid.models.ppt import PPT
+from reid.training.checkpoint import CheckpointStore, refuse_other_run
+from reid.training.loop import fit, never
+from reid.training.optim import build_optimizer, parameter_groups
+from reid.training.randomness import seed_everything
+from reid.training.snapshot import Position, RunDescription, restore_snapshot
+from reid.training.step import TrainingStep, prepare_model
+from reid.training.workers import rank, refuse_disagreement, share_text, world_size
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Training:
+    """A worker's part of a run, ready to go on at `start`."""
+
+    experiment: Experiment
+    folder: RunFolder
+    shards: ShardSet
+    stream: TrainStream
+    step: TrainingStep
+    store: CheckpointStore
+    description: RunDescription
+    start: Position
+
+    def results(self, should_stop: Callable[[], bool] = never) -> Iterator[IntervalResult | EpochResult]:
+        """Trains; see `reid.training.loop.fit`."""
+        training = self.experiment.training
+        return fit(
+            self.step,
+            self.stream,
+            config=training.loop,
+            schedule=training.schedule,
+            run=self.description,
+            store=self.store,
+            start=self.start,
+            should_stop=should_stop,
+            folder=self.folder.location,
+        )
+
+
+def build_model(experiment: Experiment, num_classes: int) -> PPT:
+    """The network of an experiment."""
+    return PPT(experiment.model, num_classes)
+
+
+def describe_run(experiment: Experiment, data_hash: str) -> RunDescription:
+    """What checkpoints say about the run, and what a resumed run is compared by."""
+    return RunDescription(
+        config=experiment.model_dump(mode="json"), fixed=digestible(experiment), data_hash=data_hash
+    )
+
+
+def build_step(experiment: Experiment, num_classes: int, device: torch.device, *, pretrained: bool = True) -> TrainingStep:
+    """Model, loss and optimiser of a run on a device; the process group, if any, must exist.
+
+    Args:
+        experiment: The run.
+        num_classes: Identities of the training split.
+        device: Of this worker.
+        pretrained: False leaves the backbone's weights random, for a run that is about to load a checkpoint.
+    """
+    training = experiment.training
+    seed_everything(experiment.seed)
+    if not pretrained:
+        backbone = experiment.model.backbone.model_copy(update={"weights": None})
+        experiment = experiment.model_copy(
+            update={"model": experiment.model.model_copy(update={"backbone": backbone})}
+        )
+    model: nn.Module = prepare_model(build_model(experiment, num_classes), training.step, device)
+    optimizer = build_optimizer(parameter_groups(model, training.optimizer), training.optimizer)
+    return TrainingStep(model, partial(ppt_loss, config=experiment.loss), optimizer, training.step)
+
+
+def build_training(experiment: Experiment, device: torch.device, *, fresh: bool = False) -> Training:
+    """This worker's part of the run, restored from the newest sound checkpoint of the run folder.
+
+    Collective: with a process group all workers call it together, and all continue at the same checkpoint.
+
+    Args:
+        experiment: The run.
+        device: Of this worker.
+        fresh: Begin anew although there are checkpoints (dry runs, benchmarks).
+
+    Raises:
+        DataError: The shards cannot be used.
+        ValueError: The workers disagree, or the checkpoint belongs to another run.
+    """
+    folder = open_run(experiment)
+    shards = open_data(experiment, verify="sizes")
+    description = describe_run(experiment, shards.manifest.hash)
+    refuse_disagreement({"configuration": str(description.fixed), "data set": description.data_hash})
+    stream = open_train_stream(experiment, shards, rank(), world_size())
+    store = CheckpointStore(folder.checkpoints, experiment.training.checkpoint)
+    # One worker looks for the newest sound checkpoint, so that all continue at the same one.
+    name = share_text(store.newest() if rank() == 0 and not fresh else None)
+    step = build_step(experiment, shards.manifest.num_classes, device, pretrained=name is None)
+    start = Position()
+    if name is not None:
+        state = store.load(name)
+        refuse_other_run(state, description, step.optimizer)
+        restore_snapshot(step, state)
+        start = state.position
+        if rank() == 0:
+            logger.info("continuing at %s: epoch %d, step %d", name, start.epoch + 1, start.step_in_epoch)
+    if rank() == 0:
+        store.remove_orphans()
+    return Training(
+        experiment=experiment, folder=folder, shards=shards, stream=stream, step=step, store=store,
+        description=description, start=start,
+    )  # fmt: skip

@@ -1,0 +1,310 @@
+"""The configuration of a run: the folders' own settings composed into one `Experiment`, read strictly from YAML.
+
+A file holds only what differs from the defaults, which are the paper's. `key=value` on the command line overrides the file:
+dotted path, value in YAML (`training.loop.epochs=30`, `data.loader.processes=0`). Unknown keys, duplicate keys, wrong types and
+values out of range are errors; all of them are shown together, each with its path and, for a misspelt key, the likely one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from reid.contracts import Settings
+from reid.data.cache import CacheConfig
+from reid.data.plan import PlanConfig
+from reid.data.stream import LoaderConfig
+from reid.data.transforms import TransformConfig
+from reid.evaluation.protocols import EvaluationConfig
+from reid.losses.ppt import PPTLossConfig
+from reid.models.ppt import PPTConfig
+from reid.training.checkpoint import CheckpointConfig
+from reid.training.loop import LoopConfig
+from reid.training.optim import OptimizerConfig
+from reid.training.schedule import ScheduleConfig
+from reid.training.step import StepConfig
+
+
+class DataConfig(Settings):
+    """What is read, in which order, and how images are changed on the way."""
+
+    shards: str = "data/shards"
+    """Folder or URL (s3://, gs://, http(s)://) of a packed data set: manifest.json, index.parquet and tars."""
+    verify: Literal["sizes", "full"] = "sizes"
+    """Check before training: file sizes, or every shard's sha256."""
+    cache: CacheConfig = CacheConfig()
+    plan: PlanConfig = PlanConfig()
+    transform: TransformConfig = TransformConfig()
+    loader: LoaderConfig = LoaderConfig()
+
+
+class TrainingConfig(Settings):
+    """How long, how fast and how exactly the network is trained."""
+
+    loop: LoopConfig = LoopConfig()
+    step: StepConfig = StepConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+
+class ClusterConfig(Settings):
+    """The machines a run asks Ray for. Nothing here changes what is learnt."""
+
+    num_workers: int = Field(1, ge=1)
+    """Training processes; identities_per_batch must be divisible by it."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU a worker when the cluster has that many, else the CPU."""
+    cpus_per_worker: int = Field(1, ge=1)
+    """CPUs reserved for each training worker; also its thread count on the CPU."""
+    max_failures: int = Field(3, ge=0)
+    """Worker groups that may die before the run gives up (it can still be resumed then)."""
+    evaluation_workers: int = Field(1, ge=1)
+    """Slices in which a checkpoint's images are embedded and its queries ranked."""
+    cpus_per_evaluation_worker: float = Field(1.0, ge=0.0)
+    """CPUs reserved for each evaluation worker; 0 lets them share the training workers' CPUs."""
+    gpus_per_evaluation_worker: float = Field(0.0, ge=0.0, le=1.0)
+    """GPUs reserved for each evaluation worker; a fraction shares one. 0: embed on the CPU."""
+    evaluation_timeout_seconds: float = Field(3600.0, gt=0)
+    """An evaluation that takes longer is given up and noted as failed; training is not touched."""
+
+
+class MetricsConfig(Settings):
+    """Where figures go besides the log and `metrics.jsonl`."""
+
+    tensorboard: bool = True
+    """Write TensorBoard events into the run folder."""
+    prometheus_port: int = Field(0, ge=0, le=65535)
+    """Port of the driver's Prometheus endpoint for figures that must outlive workers (evaluation, progress); 0: off."""
+    prometheus_host: str = "127.0.0.1"
+    """Address that endpoint binds to; anything but loopback is your explicit choice."""
+
+
+class Experiment(Settings):
+    """A run, whole."""
+
+    name: str = Field("ppt", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """The run's folder below `runs`; resuming means the same name."""
+    runs: str = "runs"
+    """Folder or URL that holds the runs."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Everything random follows from it."""
+    data: DataConfig = DataConfig()
+    model: PPTConfig = PPTConfig()
+    loss: PPTLossConfig = PPTLossConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    metrics: MetricsConfig = MetricsConfig()
+
+
+FREE_KEYS: tuple[str, ...] = (
+    "name",
+    "runs",
+    "data.shards",
+    "data.verify",
+    "data.cache",
+    "data.loader",
+    "evaluation",
+    "cluster",
+    "metrics",
+    "training.checkpoint",
+    "training.loop.epochs",
+    "training.loop.checkpoint_every_epochs",
+    "training.loop.checkpoint_every_steps",
+    "training.loop.log_every_steps",
+)
+"""What may change between a checkpoint and the run that continues it. The data set itself is compared by its manifest's hash."""
+
+
+class ConfigError(ValueError):
+    """All problems of a configuration at once; `problems` holds one line each."""
+
+    def __init__(self, problems: Sequence[str], source: str) -> None:
+        self.problems = tuple(problems)
+        super().__init__(f"{source}: {len(problems)} problem(s)\n" + "\n".join(f"  {line}" for line in problems))
+
+
+def load_experiment(path: str | Path | None, overrides: Sequence[str] = ()) -> Experiment:
+    """The experiment of a YAML file (None: the defaults) with `key=value` overrides.
+
+    Raises:
+        ConfigError: for anything wrong in file or overrides, all problems together.
+    """
+    source = "defaults" if path is None else str(path)
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    if path is not None:
+        try:
+            values = parse_yaml(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError([f"cannot be read: {error.strerror or error}"], source) from None
+        except yaml.YAMLError as error:
+            raise ConfigError([_yaml_problem(error)], source) from None
+    for override in overrides:
+        try:
+            _override(values, override)
+        except (ValueError, yaml.YAMLError) as error:
+            problems.append(f"override {override!r}: {' '.join(str(error).split())}")
+    try:
+        experiment = Experiment.model_validate(values)
+    except ValidationError as error:
+        problems += [_problem(detail) for detail in error.errors()]
+        raise ConfigError(problems, source) from None
+    if problems:
+        raise ConfigError(problems, source)
+    return experiment
+
+
+def digestible(experiment: Experiment) -> dict[str, Any]:
+    """Flat `{dotted key: value}` of all that decides what is learnt; what a resumed run is compared by."""
+    flat = dict(_flatten(experiment.model_dump(mode="json")))
+    return {key: value for key, value in flat.items() if not any(key == f or key.startswith(f + ".") for f in FREE_KEYS)}
+
+
+def digest(experiment: Experiment) -> str:
+    """sha256 of `digestible`, in hex."""
+    return hashlib.sha256(json.dumps(digestible(experiment), sort_keys=True).encode()).hexdigest()
+
+
+def to_yaml(experiment: Experiment) -> str:
+    """The experiment as a YAML file that `load_experiment` reads back to the same, each key with its description."""
+    return "\n".join(_commented(experiment, 0)) + "\n"
+
+
+def parse_yaml(text: str) -> dict[str, Any]:
+    """A mapping from YAML text, read by YAML 1.2's core rules: `1e-3` is a number, `no` a word, duplicate keys an error.
+
+    >>> parse_yaml("rate: 1e-3\\nanswer: no")
+    {'rate': 0.001, 'answer': 'no'}
+    """
+    value = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader with stricter rules
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise yaml.YAMLError(f"expected a mapping of settings, got {type(value).__name__}")
+    return value
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader by YAML 1.2's core schema, refusing duplicate keys."""
+
+    yaml_implicit_resolvers: typing.ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
+
+
+for _tag, _pattern, _first in (
+    ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
+    ("int", r"^[-+]?(?:0|[1-9][0-9_]*)$", list("-+0123456789")),
+    ("float", r"^[-+]?(?:[0-9][0-9_]*\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$", list("-+.0123456789")),
+):
+    _StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
+
+
+def _construct_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+        seen.add(key)
+    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    text = getattr(error, "problem", None) or " ".join(str(error).split())
+    return f"line {mark.line + 1}, column {mark.column + 1}: {text}" if mark else str(text)
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ValueError("expected key=value, such as training.loop.epochs=30")
+    node = values
+    *parents, last = key.strip().split(".")
+    for name in parents:
+        child = node.get(name)
+        if not isinstance(child, dict):
+            # A null or absent section is opened by an override inside it.
+            child = node[name] = {}
+        node = child
+    node[last] = yaml.load(text, Loader=_StrictLoader)  # noqa: S506
+
+
+def _problem(detail: Mapping[str, Any]) -> str:
+    location = detail["loc"]
+    path = ".".join(str(part) for part in location)
+    match detail["type"]:
+        case "extra_forbidden":
+            siblings = _fields_at(Experiment, location[:-1])
+            name = str(location[-1])
+            close = difflib.get_close_matches(name, siblings, n=1, cutoff=0.5)
+            if not close:
+                close = [k for k in _all_keys(Experiment) if k.rsplit(".", 1)[-1] == name][:1]
+            hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(siblings)}"
+            return f"{path}: unknown key; {hint}"
+        case _:
+            message = detail["msg"]
+            return f"{path}: {message[0].lower()}{message[1:]}, got {detail['input']!r}"
+
+
+def _sections(annotation: Any) -> list[type[Settings]]:
+    """The Settings classes an annotation allows."""
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return [annotation]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
+        return [section for argument in typing.get_args(annotation) for section in _sections(argument)]
+    return []
+
+
+def _fields_at(section: type[Settings], location: Sequence[Any]) -> list[str]:
+    if not location:
+        return list(section.model_fields)
+    name, *rest = location
+    field = section.model_fields.get(str(name))
+    if field is None:
+        return []
+    return [key for inner in _sections(field.annotation) for key in _fields_at(inner, rest)]
+
+
+def _all_keys(section: type[Settings], prefix: str = "") -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        yield prefix + name
+        for inner in _sections(field.annotation):
+            yield from _all_keys(inner, f"{prefix}{name}.")
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _commented(section: Settings, depth: int) -> Iterator[str]:
+    indent = "  " * depth
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if field.description:
+            yield from (f"{indent}# {line}" for line in field.description.splitlines())
+        if isinstance(value, Settings):
+            yield f"{indent}{name}:"
+            yield from _commented(value, depth + 1)
+        else:
+            plain = section.model_dump(mode="json", include={name})[name]
+            yield f"{indent}{name}: {json.dumps(plain, ensure_ascii=False)}"

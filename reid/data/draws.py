@@ -1,0 +1,75 @@
+"""Random numbers that are a function of (seed, epoch, purpose, position) and of nothing else.
+
+Only numpy's bit generators are used (Philox keyed by SeedSequence: NEP 19 promises the same stream for ever), never
+`Generator.shuffle`, `choice` or `random`, whose streams may change between versions. Orders come from stable sorts of
+raw integers. So the same plan and the same augmentation result on every machine, for every number of workers.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Purpose(IntEnum):
+    """What a stream of numbers is for; a new purpose gets a new number, so that the other streams stay as they are."""
+
+    IDENTITY_ORDER = 1
+    PIECE_ORDER = 2
+    EXTRA_VISITS = 3
+    SHARD_ORDER = 4
+    VISIT_OFFSET = 5
+    VISIT_JITTER = 6
+    IMAGE_ORDER = 7
+    CROP = 20
+    COLOUR_JITTER = 21
+    ERASING = 22
+    OCCLUSION_BOX = 23
+    OCCLUSION_COLOUR = 24
+    REPLACEMENT = 30
+
+
+def epoch_integers(seed: int, epoch: int, purpose: Purpose, count: int) -> NDArray[np.uint64]:
+    """`count` raw 64-bit numbers of one epoch.
+
+    Args:
+        seed: Seed of the run, >= 0.
+        epoch: 0-based.
+        purpose: Which stream.
+        count: How many.
+
+    Returns:
+        (count,) uint64, uniform over all values.
+    """
+    return np.random.Philox(np.random.SeedSequence((seed, epoch, int(purpose)))).random_raw(count)
+
+
+def step_fractions(seed: int, epoch: int, purpose: Purpose, step: int, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Numbers of one step, uniform in [0, 1): the step is Philox's counter, so any step costs the same.
+
+    Args:
+        seed: Seed of the run, >= 0.
+        epoch: 0-based.
+        purpose: Which stream.
+        step: 0-based step within the epoch.
+        shape: Shape of the answer; its first axis should be the slots of the *global* batch, so that a worker that owns
+            some of them takes its part of the same numbers.
+
+    Returns:
+        float64 array of `shape`.
+    """
+    key = np.random.SeedSequence((seed, epoch, int(purpose))).generate_state(2, np.uint64)
+    # the step sits in the second word of the 256-bit counter: each step has 2**64 blocks of its own
+    generator = np.random.Philox(key=key, counter=np.array([0, step, 0, 0], dtype=np.uint64))
+    return as_fractions(generator.random_raw(int(np.prod(shape)))).reshape(shape)
+
+
+def as_fractions(integers: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """The upper 53 bits as fractions in [0, 1), exact in float64.
+
+    >>> as_fractions(np.array([0, 2**63], dtype=np.uint64)).tolist()
+    [0.0, 0.5]
+    """
+    return (integers >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -1,0 +1,220 @@
+"""Reading a shard set: any image by its row in the index, in microseconds, from memory-mapped tars.
+
+Local tars are mapped where they are; those on object stores or behind http come through the local cache. A P x K batch
+needs images by identity, so reading is random access and not WebDataset's stream (which is slower, too).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import mmap
+import os
+import threading
+from collections import Counter, OrderedDict
+from pathlib import Path
+from typing import Any, Literal
+
+from reid import storage
+from reid.data.cache import CacheConfig, ShardCache
+from reid.data.manifest import (
+    MANIFEST_NAME,
+    Index,
+    Manifest,
+    ShardInfo,
+    index_from_parquet,
+    manifest_from_json,
+)
+from reid.storage import Location
+
+logger = logging.getLogger(__name__)
+
+Verify = Literal["sizes", "full"]
+
+
+class ShardSet:
+    """An open shard set. Thread-safe; a pickled copy opens the set again where it is unpickled, when first used."""
+
+    def __init__(self, location: Location, cache: CacheConfig | None = None, verify: Verify = "sizes"):
+        self._location, self._cache_config = location, cache or CacheConfig()
+        self._expected_hash: str | None = None
+        self._lock = threading.RLock()
+        self._contents: tuple[Manifest, Index] | None = None
+        self._maps: OrderedDict[int, memoryview] = OrderedDict()
+        self._cache: ShardCache | None = None
+        self._load(verify)
+
+    @property
+    def uri(self) -> str:
+        """Address of the set's folder."""
+        return self._location.uri
+
+    @property
+    def manifest(self) -> Manifest:
+        """Counts, hashes, labels."""
+        return (self._contents or self._load("sizes"))[0]
+
+    @property
+    def index(self) -> Index:
+        """The N images."""
+        return (self._contents or self._load("sizes"))[1]
+
+    @property
+    def cache_counts(self) -> Counter[str]:
+        """What the cache did for this set in this process; empty for local shards."""
+        return Counter() if self._cache is None else self._cache.counts + self._cache.retries.retries
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def read_image(self, row: int) -> memoryview:
+        """The bytes of an image file, without a copy.
+
+        Args:
+            row: 0..N-1 in the index.
+        """
+        index = self.index
+        return self._read(int(index.shard[row]), int(index.image_offset[row]), int(index.image_size[row]))
+
+    def read_mask(self, row: int) -> memoryview | None:
+        """The bytes of an image's mask (PNG, 0 background, 255 vehicle), without a copy; None where there is none."""
+        index = self.index
+        if index.mask_offset[row] < 0:
+            return None
+        return self._read(int(index.shard[row]), int(index.mask_offset[row]), int(index.mask_size[row]))
+
+    def close(self) -> None:
+        """Unmaps all shards; bytes handed out before stay valid until they are forgotten. Reading maps them again."""
+        with self._lock:
+            self._maps.clear()
+
+    def __enter__(self) -> ShardSet:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"uri": self.uri, "cache": self._cache_config, "hash": self.manifest.hash}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._location, self._cache_config = storage.open_location(state["uri"]), state["cache"]
+        self._expected_hash = state["hash"]
+        self._lock, self._contents, self._maps, self._cache = threading.RLock(), None, OrderedDict(), None
+
+    def _load(self, verify: Verify) -> tuple[Manifest, Index]:
+        with self._lock:
+            if self._contents is not None:
+                return self._contents
+            policy = self._cache_config.policy()
+            entry = self._location.child(MANIFEST_NAME)
+            try:
+                manifest = manifest_from_json(storage.read_bytes(entry, policy), entry.uri)
+            except FileNotFoundError:
+                raise ValueError(
+                    f"{self.uri} is not a shard set: it has no {MANIFEST_NAME} (never packed, packing unfinished, or a"
+                    " wrong address); pack it with jobs/make_shards.py"
+                ) from None
+            if self._expected_hash not in {None, manifest.hash}:
+                raise ValueError(f"{self.uri} was replaced: expected set {self._expected_hash}, found {manifest.hash}")
+            index = self._read_index(manifest)
+            _check_sizes(manifest, self._location, self._cache_config)
+            if verify == "full":
+                check_hashes(manifest, self._location)
+            if not self._location.is_local:
+                self._cache = ShardCache(self._cache_config)
+            self._contents = manifest, index
+            return self._contents
+
+    def _read_index(self, manifest: Manifest) -> Index:
+        entry = self._location.child(manifest.index.name)
+        try:
+            data = storage.read_bytes(entry, self._cache_config.policy())
+        except FileNotFoundError:
+            raise ValueError(f"{entry.uri} is missing: copy or pack the set again") from None
+        if storage.sha256_of(data) != manifest.index.sha256:
+            raise ValueError(f"{entry.uri} is damaged: its sha256 is not the manifest's; copy or pack the set again")
+        return index_from_parquet(data, entry.uri)[0]
+
+    def _read(self, shard: int, offset: int, size: int) -> memoryview:
+        content = self._maps.get(shard)
+        if content is None:
+            content = self._map(shard)
+        elif self._cache is not None:
+            with contextlib.suppress(KeyError):  # another thread unmapped it: our view stays valid
+                self._maps.move_to_end(shard)
+        return content[offset : offset + size]
+
+    def _map(self, shard: int) -> memoryview:
+        with self._lock:
+            content = self._maps.get(shard)
+            if content is None:
+                content = self._maps[shard] = self._open(self.manifest.shards[shard])
+                # A mapping lives as long as any view of it, so that dropping ours is always safe.
+                if self._cache is not None and len(self._maps) > self._cache_config.max_open_shards:
+                    self._maps.popitem(last=False)
+            return content
+
+    def _open(self, info: ShardInfo) -> memoryview:
+        location = self._location.child(info.name)
+        if self._cache is not None:
+            file = self._cache.open(info, location)
+        else:
+            try:
+                file = open(location.local_path, "rb")  # noqa: SIM115 - closed below
+            except FileNotFoundError:
+                raise ValueError(f"{location.uri} has vanished since the shard set was opened") from None
+        with file:
+            # The mapping duplicates the descriptor, and with it the cache's shared lock lives as long as the mapping.
+            content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        if len(content) != info.size:
+            raise ValueError(f"{location.uri} has {len(content)} bytes, the manifest says {info.size}: copy it again")
+        return content
+
+
+def open_shards(uri: str | Path | Location, cache: CacheConfig | None = None, verify: Verify = "sizes") -> ShardSet:
+    """The shard set in a folder.
+
+    Args:
+        uri: Folder of the set: local path, `s3://`, `gs://`, `http(s)://`.
+        cache: Where and how much remote shards are kept; the default folder when None. Local sets never use it.
+        verify: "sizes" compares the size of every shard with the manifest (over http: when it is read); "full" also
+            their SHA-256, which reads the whole set.
+
+    Raises:
+        ValueError: no complete set there, or manifest, index or a shard is missing or damaged; each bad shard is named.
+    """
+    return ShardSet(uri if isinstance(uri, Location) else storage.open_location(uri), cache, verify)
+
+
+def _check_sizes(manifest: Manifest, location: Location, cache: CacheConfig) -> None:
+    if location.is_read_only:
+        return
+    present = storage.list_sizes(location, cache.policy())
+    problems = []
+    for shard in manifest.shards:
+        size = present.get(shard.name)
+        if size is None:
+            problems.append(f"{shard.name} is missing")
+        elif size != shard.size:
+            problems.append(f"{shard.name} has {size} bytes, expected {shard.size}")
+    _refuse(problems, location, len(manifest.shards))
+
+
+def check_hashes(manifest: Manifest, location: Location) -> None:
+    """ValueError naming every shard whose content is not what the manifest says; reads the whole set."""
+    problems = [
+        f"{shard.name} is damaged (sha256 differs)"
+        for shard in manifest.shards
+        if storage.sha256_of(location.child(shard.name)) != shard.sha256
+    ]
+    _refuse(problems, location, len(manifest.shards))
+
+
+def _refuse(problems: list[str], location: Location, num_shards: int) -> None:
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ValueError(
+            f"{len(problems)} of {num_shards} shards in {location.uri} (host {os.uname().nodename}) are not whole:"
+            f" {'; '.join(problems[:5])}{more}; copy or pack the set again"
+        )

@@ -1,0 +1,233 @@
+"""Packing: records of raw images to a shard set, one independent task per shard.
+
+`plan_shards` deals the identities to shards, `write_shard` makes one tar (this is what runs in parallel), and
+`finish_shard_set` joins the results and makes the set visible. A packing run that died continues where it was. Nothing
+of the time or the place gets into the content: the set's hash depends on the photographs and the settings only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from reid import storage
+from reid.contracts import Record
+from reid.data.manifest import (
+    INDEX_NAME,
+    MANIFEST_NAME,
+    SCHEMA_VERSION,
+    IndexInfo,
+    Manifest,
+    SkippedSample,
+    concatenate_indexes,
+    index_to_parquet,
+    manifest_from_json,
+    manifest_to_json,
+    training_labels,
+)
+from reid.data.shard_plan import PackConfig, PackPlan, ShardTask, content_settings, plan_shards
+from reid.data.shard_writer import PARTS_FOLDER, ShardResult, write_shard
+from reid.storage import Location
+
+__all__ = [
+    "PackConfig",
+    "PackPlan",
+    "RunTasks",
+    "ShardResult",
+    "ShardTask",
+    "finish_shard_set",
+    "pack_shards",
+    "plan_shards",
+    "run_in_this_process",
+    "staging_folder",
+    "write_shard",
+]
+
+logger = logging.getLogger(__name__)
+
+
+def staging_folder(plan: PackPlan, target: Location) -> Location:
+    """Where the shards of a plan are written before the set is visible.
+
+    A hidden local folder beside the target, named by the plan so that a second run finds it; on object stores, which
+    cannot rename, the target itself: a set without manifest is no set.
+    """
+    if not target.is_local:
+        return target
+    path = target.local_path
+    return storage.open_location(path.with_name(f".tmp-{path.name}-{plan.digest[:16]}"))
+
+
+def finish_shard_set(
+    plan: PackPlan, results: Sequence[ShardResult], target: Location, *, overwrite: bool = False
+) -> Manifest:
+    """Writes index and manifest over the results of all tasks and gives the set its place.
+
+    Raises:
+        FileExistsError: something is at the local target and `overwrite` is off.
+        ValueError: results do not belong to the plan, nothing is left, or too many images were bad.
+    """
+    by_name = {result.info.name: result for result in results}
+    if len(results) != len(plan.tasks) or set(by_name) != {task.name for task in plan.tasks}:
+        raise ValueError(f"got results of {len(results)} shards, the plan has {len(plan.tasks)} others")
+    results = [by_name[task.name] for task in plan.tasks]
+    skipped = sorted((s for result in results for s in result.skipped), key=lambda s: (s.split, s.key))
+    refuse_too_many_bad(skipped, plan)
+    index = concatenate_indexes([result.index for result in results])
+    if len(index) == 0:
+        raise ValueError("no image is left to pack")
+    labels, _ = training_labels(index.split, index.vehicle_id)
+    repairs: Counter[str] = Counter()
+    for result in results:
+        repairs.update(result.repairs)
+    data = index_to_parquet(index)
+    per_split = {split: index.vehicle_id[index.split == split].tolist() for split in plan.source_counts}
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        name=plan.config.name,
+        source_counts=plan.source_counts,
+        counts={split: len(vehicles) for split, vehicles in per_split.items()},
+        identities={split: len(set(vehicles)) for split, vehicles in per_split.items()},
+        skipped=dict(sorted(Counter(sample.reason for sample in skipped).items())),
+        skipped_samples=tuple(skipped),
+        repairs=dict(sorted(repairs.items())),
+        labels=labels,
+        num_classes=len(labels),
+        shards=tuple(result.info for result in results),
+        index=IndexInfo(
+            size=len(data),
+            sha256=hashlib.sha256(data).hexdigest(),
+            content_sha256=index.content_sha256(),
+            rows=len(index),
+        ),
+        packing=content_settings(plan.config),
+        plan_digest=plan.digest,
+    ).sealed()
+    _publish(manifest, data, staging_folder(plan, target), target, overwrite)
+    return manifest
+
+
+def _publish(manifest: Manifest, index: bytes, staging: Location, target: Location, overwrite: bool) -> None:
+    storage.write_bytes_atomic(staging.child(INDEX_NAME), index)
+    sizes = storage.list_sizes(staging)
+    for shard in manifest.shards:
+        if sizes.get(shard.name) != shard.size:
+            raise ValueError(
+                f"{staging.uri}/{shard.name} has {sizes.get(shard.name)} bytes, expected {shard.size}:"
+                " the folder must be on storage that all packing processes share"
+            )
+    if target.is_local:
+        storage.write_bytes_atomic(staging.child(MANIFEST_NAME), manifest_to_json(manifest))
+        _move(staging, target, overwrite)
+    else:
+        storage.write_bytes_atomic(target.child(MANIFEST_NAME), manifest_to_json(manifest))
+        storage.delete_tree(target.child(PARTS_FOLDER))
+
+
+def _move(staging: Location, target: Location, overwrite: bool) -> None:
+    storage.delete_tree(staging.child(PARTS_FOLDER))
+    if overwrite and storage.exists(target.child(MANIFEST_NAME)):
+        storage.delete_tree(target)
+    storage.rename_into_place(staging.local_path, target.local_path)
+
+
+def refuse_too_many_bad(skipped: Sequence[SkippedSample], plan: PackPlan) -> None:
+    """ValueError when more images were skipped than `max_bad_fraction` of the plan allows."""
+    limit = plan.config.max_bad_fraction
+    if len(skipped) <= limit * plan.num_images:
+        return
+    reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(s.reason for s in skipped).most_common())
+    first = ", ".join(f"{sample.split}/{sample.key} ({sample.reason})" for sample in skipped[:3])
+    raise ValueError(
+        f"{len(skipped)} of {plan.num_images} images are bad ({reasons}), more than max_bad_fraction = {limit:g}:"
+        f" {first} ...; mend the source, or raise the limit if this is as it should be"
+    )
+
+
+RunTasks = Callable[[Sequence[ShardTask], Location, PackConfig], Iterable[ShardResult]]
+"""Carries out tasks, in any order and anywhere, and yields each result as it comes."""
+
+
+def run_in_this_process(tasks: Sequence[ShardTask], folder: Location, config: PackConfig) -> Iterator[ShardResult]:
+    """Writes one shard after the other."""
+    for task in tasks:
+        yield write_shard(task, folder, config)
+
+
+def pack_shards(
+    records: Sequence[Record],
+    uri: str | Path,
+    config: PackConfig | None = None,
+    *,
+    run_tasks: RunTasks = run_in_this_process,
+    overwrite: bool = False,
+    progress: Callable[[int, int, ShardResult], None] | None = None,
+) -> Manifest:
+    """Packs a data set into the folder `uri` (local or object store) and returns its manifest.
+
+    A second call with the same input finds the finished set and does nothing; after an interruption it keeps the shards
+    that were finished.
+
+    Args:
+        records: All images of the data set, any order.
+        uri: The folder to make.
+        config: How to pack.
+        run_tasks: Who writes the shards; the result does not depend on it.
+        overwrite: Replace another set that is at `uri`.
+        progress: Called with (shards done, shards, result) after each shard.
+
+    Raises:
+        ValueError: bad input (see `plan_shards`), too many bad images, or another set at `uri` without `overwrite`.
+    """
+    target = storage.open_location(uri)
+    plan = plan_shards(records, config or PackConfig())
+    present = _set_at(target)
+    if isinstance(present, Manifest) and present.plan_digest == plan.digest and present.name == plan.config.name:
+        logger.info("%s holds this data set already (%s)", target.uri, present.hash[:16])
+        return present
+    if isinstance(present, str):
+        raise ValueError(f"{target.uri} holds {present}: choose another folder, or empty this one")
+    if present is not None and not overwrite:
+        raise ValueError(
+            f"{target.uri} holds another shard set ({present.name}, {present.hash[:16]}):"
+            " choose another folder, or ask for overwrite"
+        )
+    sizes: Counter[str] = Counter(task.split for task in plan.tasks)
+    logger.info(
+        "packing %s: %d images = %s",
+        plan.config.name,
+        plan.num_images,
+        " + ".join(f"{plan.source_counts[split]} {split} in {sizes[split]} shards" for split in plan.source_counts),
+    )
+    if not target.is_local and present is not None:
+        storage.delete_tree(target.child(MANIFEST_NAME))
+    staging = staging_folder(plan, target)
+    finished = _set_at(staging) if target.is_local else None
+    if isinstance(finished, Manifest):  # the last run died just before the rename
+        _move(staging, target, overwrite)
+        return finished
+    results: list[ShardResult] = []
+    skipped: list[SkippedSample] = []
+    for result in run_tasks(plan.tasks, staging, plan.config):
+        results.append(result)
+        skipped.extend(result.skipped)
+        refuse_too_many_bad(skipped, plan)
+        if progress is not None:
+            progress(len(results), len(plan.tasks), result)
+    return finish_shard_set(plan, results, target, overwrite=overwrite)
+
+
+def _set_at(target: Location) -> Manifest | str | None:
+    """The shard set at a folder, a description of what else is there, or None: free."""
+    names = storage.list_names(target)
+    if MANIFEST_NAME in names:
+        try:
+            return manifest_from_json(storage.read_bytes(target.child(MANIFEST_NAME)), target.child(MANIFEST_NAME).uri)
+        except ValueError as error:
+            return f"a damaged shard set ({error})"
+    if not names or (not target.is_local and PARTS_FOLDER in names):
+        return None
+    return f"{len(names)} other files"

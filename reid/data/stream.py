@@ -1,0 +1,354 @@
+"""From shards to batches: training images in the order of the batch plan, test images in the order of their rows.
+
+shards --read_image--> bytes --decode--> pixels --transforms--> array (B, H, W, 3) = Batch.images (B, 3, H, W)
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from reid.contracts import Batch
+from reid.data.decode import UnreadableImageError, decode_image, decode_mask
+from reid.data.loader import LoadedBatch, LoaderConfig, LoadRequest, OrderedLoader, SkippedImage
+from reid.data.manifest import Index
+from reid.data.plan import (
+    Exposure,
+    IdentityTable,
+    PlanConfig,
+    exposure,
+    identity_table,
+    lanes_of_worker,
+    plan_epoch,
+    steps_in_epoch,
+)
+from reid.data.transforms import EvalTransform, TrainTransform, TransformConfig, draw_augmentation
+from reid.keypoints import NUM_KEYPOINTS
+
+__all__ = ["EvalStream", "ImageSource", "LoaderConfig", "TrainStream"]
+
+_LOG_EVERY = 1000
+"""Skipped images between two lines of the log, after the first."""
+
+_logger = logging.getLogger(__name__)
+
+
+class ImageSource(Protocol):
+    """What a stream needs of a `ShardSet`. Picklable when there are loader processes."""
+
+    @property
+    def index(self) -> Index:
+        """Columns of all images."""
+
+    def read_image(self, row: int) -> bytes | memoryview:
+        """The image file of a row."""
+
+    def read_mask(self, row: int) -> bytes | memoryview | None:
+        """The mask file of a row, if there is one."""
+
+
+class TrainStream:
+    """The batches of one worker, in the order of the plan; any epoch, from any step on.
+
+    An image that cannot be decoded is replaced by the next readable image of the same identity (one that the visit does
+    not show yet, where there is one), so P x K stays exact; it is counted in `skipped` by reason.
+    """
+
+    def __init__(
+        self,
+        shards: ImageSource,
+        plan_config: PlanConfig,
+        transform_config: TransformConfig,
+        loader_config: LoaderConfig,
+        *,
+        seed: int,
+        worker: int = 0,
+        num_workers: int = 1,
+    ) -> None:
+        """Check that a plan is possible; nothing is read or started yet.
+
+        Args:
+            shards: Where the images are.
+            plan_config: P, K and the order.
+            transform_config: Size and augmentation.
+            loader_config: Processes and prefetching.
+            seed: Of the plan and the augmentation, >= 0.
+            worker: Rank of this worker.
+            num_workers: Workers that share the global batch.
+
+        Raises:
+            ValueError: Too few identities, a batch that the workers cannot share, a negative seed, missing masks.
+        """
+        if seed < 0:
+            raise ValueError(f"seed {seed}: expected 0 or more")
+        self.lanes = lanes_of_worker(plan_config, worker, num_workers)
+        index = shards.index
+        rows = index.rows("train")
+        _check_masks(index, rows, loader_config)
+        self.table: IdentityTable = identity_table(
+            rows, index.label[rows], index.shard[rows].astype(np.int64), plan_config
+        )
+        self.skipped: Counter[str] = Counter()
+        """Unreadable images met so far, by reason."""
+        self._seed, self._plan_config, self._loader_config = seed, plan_config, loader_config
+        self._bad_rows: set[int] = set()
+        self._planned: tuple[int, NDArray[np.int64]] | None = None
+        maker = _TrainBatches(
+            shards=shards,
+            table=self.table,
+            transform_config=transform_config,
+            batch_size=plan_config.batch_size,
+            first_slot=self.lanes.start * plan_config.images_per_identity,
+            masks=loader_config.masks,
+            seed=seed,
+        )
+        self._loader = OrderedLoader(maker, loader_config)
+        num_short = self.table.num_short(plan_config.images_per_identity)
+        if num_short and worker == 0:
+            _logger.warning(
+                "%d of %d identities have fewer than %d images and repeat them within a batch",
+                num_short,
+                len(self.table.labels),
+                plan_config.images_per_identity,
+            )
+
+    def steps_in_epoch(self, epoch: int) -> int:
+        """Batches of an epoch, the same on all workers; epochs may differ by a few."""
+        if self._planned is not None and self._planned[0] == epoch:
+            return len(self._planned[1])
+        return steps_in_epoch(self.table, self._plan_config, seed=self._seed, epoch=epoch)
+
+    def exposure(self, epoch: int) -> Exposure:
+        """How often an epoch shows each image, over all workers."""
+        return exposure(self._plan(epoch), self.table)
+
+    def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """Yield this worker's batches of an epoch from `start_step` on.
+
+        The cost of beginning does not depend on `start_step`: batches before it are neither read nor drawn.
+
+        Raises:
+            ValueError: No such step; too many unreadable images (`max_bad_fraction`); an identity without one.
+        """
+        plan = self._plan(epoch)
+        if not 0 <= start_step <= len(plan):
+            raise ValueError(f"step {start_step} of epoch {epoch}: expected 0 to {len(plan)}, the steps of the epoch")
+        own = plan[:, self.lanes.start : self.lanes.stop].reshape(len(plan), -1)
+        requests = [LoadRequest(epoch, step, own[step]) for step in range(start_step, len(plan))]
+        for loaded in self._loader.iterate(requests):
+            for image in loaded.skipped:
+                self._count(image)
+            yield loaded.batch
+
+    def close(self) -> None:
+        """End the loader processes."""
+        self._loader.close()
+
+    def _plan(self, epoch: int) -> NDArray[np.int64]:
+        if self._planned is None or self._planned[0] != epoch:
+            self._planned = epoch, plan_epoch(self.table, self._plan_config, seed=self._seed, epoch=epoch)
+        return self._planned[1]
+
+    def _count(self, image: SkippedImage) -> None:
+        total = self.skipped.total()
+        self.skipped[image.reason] += 1
+        self._bad_rows.add(image.row)
+        if total % _LOG_EVERY == 0:
+            _logger.warning("unreadable training image, %d so far: row %d, %s", total + 1, image.row, image.message)
+        limit, num_images = self._loader_config.max_bad_fraction, len(self.table.rows)
+        if len(self._bad_rows) > limit * num_images:
+            raise ValueError(
+                f"{len(self._bad_rows)} of {num_images} training images are unreadable, more than max_bad_fraction "
+                f"{limit:g} (last: row {image.row}, {image.message}): verify the shards, or pack them again"
+            )
+
+
+class EvalStream:
+    """Batches of the given rows, in their order, each row exactly once; the last batch may be short."""
+
+    def __init__(
+        self,
+        shards: ImageSource,
+        rows: Sequence[int] | NDArray[np.int64],
+        transform_config: TransformConfig,
+        loader_config: LoaderConfig,
+        batch_size: int,
+    ) -> None:
+        """Nothing is read or started yet.
+
+        Args:
+            shards: Where the images are.
+            rows: (N,) rows of the index.
+            transform_config: Size; augmentation is not used.
+            loader_config: Processes and prefetching.
+            batch_size: Images of a batch, >= 1.
+
+        Raises:
+            ValueError: A batch size below 1, missing masks.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size {batch_size}: expected 1 or more")
+        self.rows = np.asarray(rows, dtype=np.int64)
+        _check_masks(shards.index, self.rows, loader_config)
+        self._batch_size = batch_size
+        self._loader = OrderedLoader(_EvalBatches(shards, transform_config, loader_config.masks), loader_config)
+
+    def __len__(self) -> int:
+        """Batches."""
+        return -(-len(self.rows) // self._batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches.
+
+        Raises:
+            UnreadableImageError: A test image that cannot be decoded, with its key: leaving it out would change the
+                protocol without a word.
+        """
+        starts = range(0, len(self.rows), self._batch_size)
+        requests = [LoadRequest(0, step, self.rows[at : at + self._batch_size]) for step, at in enumerate(starts)]
+        for loaded in self._loader.iterate(requests):
+            yield loaded.batch
+
+    def close(self) -> None:
+        """End the loader processes."""
+        self._loader.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TrainBatches:
+    """Makes training batches; a copy works in each loader process."""
+
+    shards: ImageSource
+    table: IdentityTable
+    transform_config: TransformConfig
+    batch_size: int
+    """Images of the global batch."""
+    first_slot: int
+    """Of this worker in the global batch."""
+    masks: bool
+    seed: int
+
+    def __call__(self, request: LoadRequest) -> LoadedBatch:
+        config = self.transform_config
+        augmentation = draw_augmentation(
+            config, seed=self.seed, epoch=request.epoch, step=request.step, num_images=self.batch_size
+        )
+        transform = TrainTransform(config)
+        rows = request.rows.copy()
+        slots = np.arange(self.first_slot, self.first_slot + len(rows))
+        images = np.empty((len(rows), config.height, config.width, 3), dtype=np.uint8)
+        masks = np.empty((len(rows), config.height, config.width), dtype=np.uint8) if self.masks else None
+        skipped: list[SkippedImage] = []
+        for place, slot in enumerate(slots.tolist()):
+            raw, rows[place] = self._read_image(int(rows[place]), rows, skipped)
+            transform.image(raw, augmentation, slot, images[place])
+            if masks is not None:
+                transform.mask(_read_mask(self.shards, int(rows[place])), augmentation, slot, masks[place])
+        points, sizes = _points_and_sizes(self.shards.index, rows)
+        keypoints = transform.keypoints(points, sizes, augmentation, slots)
+        return LoadedBatch(_as_batch(self.shards.index, rows, images, keypoints, masks), tuple(skipped))
+
+    def _read_image(
+        self, row: int, batch_rows: NDArray[np.int64], skipped: list[SkippedImage]
+    ) -> tuple[NDArray[np.uint8], int]:
+        """The pixels of `row`, or of the next readable image of its identity, and the row they come from."""
+        try:
+            return _read_image(self.shards, row), row
+        except UnreadableImageError as error:
+            reason = error
+        skipped.append(SkippedImage(row, reason.reason, reason.message))
+        table, label = self.table, self.shards.index.label[row]
+        identity = int(np.searchsorted(table.labels, label))
+        first, count = int(table.starts[identity]), int(table.counts[identity])
+        own = table.rows[first : first + count]
+        others = np.roll(own, -int(np.searchsorted(own, row)) - 1)[:-1]  # cyclic from the next one on
+        shown = np.isin(others, batch_rows)
+        for other in np.concatenate((others[~shown], others[shown])).tolist():
+            try:
+                return _read_image(self.shards, other), other
+            except UnreadableImageError:  # counted when its own turn comes
+                continue
+        vehicle = self.shards.index.vehicle_id[row]
+        raise ValueError(
+            f"none of the {count} training images of vehicle {vehicle!r} can be read ({reason.message}), so its "
+            f"place in the batch cannot be filled: pack the shards again without it, or repair its images"
+        )
+
+
+@dataclass(frozen=True)
+class _EvalBatches:
+    """Makes test batches; a copy works in each loader process."""
+
+    shards: ImageSource
+    transform_config: TransformConfig
+    masks: bool
+
+    def __call__(self, request: LoadRequest) -> LoadedBatch:
+        config, rows = self.transform_config, request.rows.copy()
+        transform = EvalTransform(config)
+        images = np.empty((len(rows), config.height, config.width, 3), dtype=np.uint8)
+        masks = np.empty((len(rows), config.height, config.width), dtype=np.uint8) if self.masks else None
+        for place, row in enumerate(rows.tolist()):
+            transform.image(_read_image(self.shards, row), images[place])
+            if masks is not None:
+                transform.mask(_read_mask(self.shards, row), masks[place])
+        keypoints = transform.keypoints(*_points_and_sizes(self.shards.index, rows))
+        return LoadedBatch(_as_batch(self.shards.index, rows, images, keypoints, masks))
+
+
+def _read_image(shards: ImageSource, row: int) -> NDArray[np.uint8]:
+    key = shards.index.key[row]
+    try:
+        pixels = decode_image(shards.read_image(row))
+    except UnreadableImageError as error:
+        raise UnreadableImageError(error.reason, f"image {key!r}: {error.message}") from error
+    expected = (int(shards.index.height[row]), int(shards.index.width[row]))
+    if pixels.shape[:2] != expected:  # its keypoints would land elsewhere
+        message = f"image {key!r} has {pixels.shape[:2]} pixels (height, width), the index says {expected}"
+        raise UnreadableImageError("image_size_differs", message)
+    return pixels
+
+
+def _read_mask(shards: ImageSource, row: int) -> NDArray[np.uint8]:
+    data = shards.read_mask(row)
+    assert data is not None, "masks were checked when the stream was made"
+    return decode_mask(data)
+
+
+def _check_masks(index: Index, rows: NDArray[np.int64], config: LoaderConfig) -> None:
+    if config.masks and (without := int(np.count_nonzero(index.mask_size[rows] < 0))):
+        raise ValueError(
+            f"masks are asked for, but {without} of {len(rows)} images have none: switch `masks` off, or add them"
+        )
+
+
+def _points_and_sizes(index: Index, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Raw keypoints (B, 20, 3), invisible where an image has none, and (B, 2) height and width of the raw images."""
+    points = np.where(index.has_keypoints[rows][:, None, None], index.keypoints[rows], np.float32(0))
+    assert points.shape[1:] == (NUM_KEYPOINTS, 3)
+    return points, np.stack((index.height[rows], index.width[rows]), axis=1)
+
+
+def _as_batch(
+    index: Index,
+    rows: NDArray[np.int64],
+    images: NDArray[np.uint8],
+    keypoints: NDArray[np.float32],
+    masks: NDArray[np.uint8] | None,
+) -> Batch:
+    channels_last: Tensor = torch.from_numpy(images).permute(0, 3, 1, 2)  # a view: no pixel is copied
+    return Batch(
+        images=channels_last,
+        labels=torch.from_numpy(index.label[rows]),
+        samples=torch.from_numpy(rows),
+        keypoints=torch.from_numpy(keypoints),
+        masks=None if masks is None else torch.from_numpy(masks).unsqueeze(1),
+    )

@@ -1,0 +1,192 @@
+"""Cosine distances in blocks, the same bits whatever the size of the blocks, and the ranks that follow from them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reid.contracts import Embeddings
+from reid.evaluation.counting import PIECE, Counter, Float32Array
+from reid.evaluation.metrics import RetrievalMetrics, summarise
+from reid.evaluation.ranking import GalleryIdentities, PositiveRanks, RankSum
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+"""Called with (queries ranked, queries in total) after each block."""
+
+TILE_QUERIES: Final = 64
+TILE_GALLERY: Final = 2048
+"""Distances are computed in tiles of exactly this shape. A matrix product's last bits depend on its operands' shapes;
+with one shape they depend on the two features alone (and the machine), so neither blocks nor workers change a figure."""
+
+WORKING_BYTES: Final = 24 * PIECE
+"""Upper bound of what counting needs beside a block of distances."""
+
+
+def normalised(features: NDArray[np.floating], name: str = "features") -> Float32Array:
+    """Rows scaled to length one, float32.
+
+    Raises:
+        ValueError: Naming the first row that has no direction (zero) or is not finite.
+    """
+    lengths = np.sqrt(np.einsum("nd,nd->n", features, features, dtype=np.float64))
+    bad = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))
+    if len(bad):
+        what = "zero-norm" if lengths[bad[0]] == 0 else "non-finite"
+        raise ValueError(
+            f"{name}: row {bad[0]} is {what} ({len(bad)} such of {len(features)} rows), so it has no cosine distance; "
+            "the model has diverged or its weights were not loaded"
+        )
+    result: Float32Array = (features / lengths[:, None]).astype(np.float32)
+    return result
+
+
+def cosine_distances(query: Float32Array, gallery: Float32Array, out: Float32Array | None = None) -> Float32Array:
+    """`1 - query @ gallery.T` of normalised features, computed in tiles of one fixed shape.
+
+    Args:
+        query: (Q, D) rows of length one.
+        gallery: (N, D) rows of length one.
+        out: (Q, N) float32 to write into.
+
+    Returns:
+        (Q, N) float32 in 0..2, up to rounding (a distance to itself may be a little below 0).
+    """
+    if out is None:
+        out = np.empty((len(query), len(gallery)), np.float32)
+    tile = np.empty((TILE_QUERIES, TILE_GALLERY), np.float32)
+    for top in range(0, len(query), TILE_QUERIES):
+        rows = _padded(query[top : top + TILE_QUERIES], TILE_QUERIES)
+        for left in range(0, len(gallery), TILE_GALLERY):
+            np.matmul(rows, _padded(gallery[left : left + TILE_GALLERY], TILE_GALLERY).T, out=tile)
+            target = out[top : top + TILE_QUERIES, left : left + TILE_GALLERY]
+            np.subtract(1, tile[: target.shape[0], : target.shape[1]], out=target)
+    return out
+
+
+def _padded(features: Float32Array, num_rows: int) -> Float32Array:
+    if len(features) == num_rows:
+        return np.ascontiguousarray(features)
+    padded = np.zeros((num_rows, features.shape[1]), np.float32)
+    padded[: len(features)] = features
+    return padded
+
+
+def block_shape(num_queries: int, gallery_size: int, memory_budget_bytes: int) -> tuple[int, int]:
+    """Rows and columns of the blocks of distances that fit the budget, in whole tiles.
+
+    Whole rows where a tile's worth of queries fits; else the gallery is cut as well, at twice the matrix products.
+
+    >>> block_shape(10_000, 128_517, 256 * 2**20)
+    (448, 128517)
+
+    Raises:
+        ValueError: If not even one tile fits.
+    """
+    available = memory_budget_bytes - WORKING_BYTES
+    least = 4 * TILE_QUERIES * TILE_GALLERY
+    if available < least:
+        raise ValueError(
+            f"expected a memory budget of at least {-(-(WORKING_BYTES + least) // 2**20)} MB for ranking, "
+            f"got {memory_budget_bytes / 2**20:.1f} MB; raise evaluation.memory_budget_mb"
+        )
+    rows = available // (4 * gallery_size) // TILE_QUERIES * TILE_QUERIES
+    if rows:
+        return min(rows, num_queries), gallery_size
+    return TILE_QUERIES, available // (4 * TILE_QUERIES) // TILE_GALLERY * TILE_GALLERY
+
+
+def rank_blocks(
+    query: Embeddings,
+    gallery: Embeddings,
+    *,
+    remove_junk: bool,
+    memory_budget_bytes: int = 2**30,
+    progress: Progress | None = None,
+) -> PositiveRanks:
+    """Exact ranks of all positives of all queries, from features, within a memory budget.
+
+    The bits of a distance depend on the two features alone, so neither the budget nor the split of the queries over
+    workers changes a rank; `PositiveRanks.join` puts the workers' parts together.
+
+    Args:
+        query: Features of the queries.
+        gallery: Features of the gallery.
+        remove_junk: Take out entries with the query's identity and camera.
+        memory_budget_bytes: For a block of distances and its ranking, beside the features.
+        progress: Called after each block of queries.
+
+    Raises:
+        ValueError: If features do not fit each other or cannot be compared, or the budget is too small.
+    """
+    identities = GalleryIdentities(gallery.vehicle_ids, gallery.camera_ids)
+    if query.features.shape[1:] != gallery.features.shape[1:]:
+        raise ValueError(
+            f"expected features of one size, got {query.features.shape[1:]} for the queries and "
+            f"{gallery.features.shape[1:]} for the gallery"
+        )
+    _check_lengths(query.features, "query features")
+    _check_lengths(gallery.features, "gallery features")
+    num_rows, num_columns = block_shape(len(query), len(gallery), memory_budget_bytes)
+    counter = Counter(num_columns)
+    memory = np.empty(num_rows * num_columns, np.float32)
+    parts = []
+    for top in range(0, len(query), num_rows):
+        rows = slice(top, min(top + num_rows, len(query)))
+        features = query.features[rows]
+        matches = identities.matches(query.vehicle_ids[rows], query.camera_ids[rows], remove_junk=remove_junk)
+        match_distances = np.empty(len(matches.indices), np.float32)
+        for left, block in _column_blocks(features, gallery.features, num_columns, memory):
+            inside, distances = matches.read_distances(block, left)
+            match_distances[inside] = distances
+        ranks = RankSum(matches, match_distances, len(gallery))
+        if num_columns >= len(gallery):
+            ranks.add(block, counter)
+        else:
+            for left, block in _column_blocks(features, gallery.features, num_columns, memory):
+                ranks.add(block, counter, left)
+        parts.append(ranks.result())
+        if progress is not None:
+            progress(rows.stop, len(query))
+    return PositiveRanks.join(parts)
+
+
+def _column_blocks(
+    query: Float32Array, gallery: Float32Array, num_columns: int, memory: Float32Array
+) -> Iterator[tuple[int, Float32Array]]:
+    """First gallery index and distances of each block of columns, one after the other in the same memory."""
+    for left in range(0, len(gallery), num_columns):
+        columns = gallery[left : left + num_columns]
+        block = memory[: len(query) * len(columns)].reshape(len(query), len(columns))
+        yield left, cosine_distances(query, columns, out=block)
+
+
+def _check_lengths(features: Float32Array, name: str) -> None:
+    lengths = np.sqrt(np.einsum("nd,nd->n", features, features))
+    bad = np.flatnonzero(~(np.abs(lengths - 1) < 1e-3))
+    if len(bad):
+        raise ValueError(
+            f"expected {name} of length 1, got {lengths[bad[0]]:.6g} in row {bad[0]} ({len(bad)} such of "
+            f"{len(features)} rows); a zero-norm or non-finite feature means a diverged model, else use normalised()"
+        )
+
+
+def evaluate_blocks(
+    query: Embeddings,
+    gallery: Embeddings,
+    *,
+    remove_junk: bool,
+    memory_budget_bytes: int = 2**30,
+    trapezoid: bool = False,
+    progress: Progress | None = None,
+) -> RetrievalMetrics:
+    """mAP, CMC and mINP from features, within a memory budget; see `rank_blocks`."""
+    ranks = rank_blocks(
+        query, gallery, remove_junk=remove_junk, memory_budget_bytes=memory_budget_bytes, progress=progress
+    )
+    return summarise(ranks, trapezoid=trapezoid)

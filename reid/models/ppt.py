@@ -1,0 +1,121 @@
+"""The network of PPT: a global branch for retrieval and, in training, a local branch that compares plane by plane."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reid.contracts import PPTOutput, Settings
+from reid.models.backbone import BackboneConfig, build_backbone
+from reid.models.neck import Neck, NeckConfig
+from reid.models.perspective import PlaneConfig, Planes, find_planes, fold_weights
+
+IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
+IMAGENET_STANDARD_DEVIATION: Final = (0.229, 0.224, 0.225)
+
+
+class PPTConfig(Settings):
+    """The network of PPT (METHOD 1.3)."""
+
+    backbone: BackboneConfig = BackboneConfig()
+    """Feature extractor."""
+    neck: NeckConfig = NeckConfig()
+    """Pooling of the global branch."""
+    planes: PlaneConfig | None = PlaneConfig()
+    """Local branch; null switches it off, which leaves the plain baseline."""
+
+
+class PPT(nn.Module):
+    """Backbone and neck, and in training the average feature of each visible plane.
+
+    Source: PPT section 3.2. Ours differs: planes are averaged through folded weights, the same numbers without a warped
+    map. The local branch has no parameters; at test time nothing of it is left.
+
+    Dtype: call it under `torch.autocast` or not. The planes' weights are computed in float64 and meet the feature map
+    in the map's own dtype, with sums in float32: casting the map up would cost more than everything else in the branch,
+    and rounding weights that average over many cells costs less than the rounding that the map has already had.
+    """
+
+    mean: Tensor
+    standard_deviation: Tensor
+
+    def __init__(self, config: PPTConfig, num_classes: int) -> None:
+        """Build the network and load the backbone's weights.
+
+        Args:
+            config: Of the network.
+            num_classes: Identities of the training split.
+
+        Raises:
+            FileNotFoundError: When the backbone's weights are not where the config says.
+            ValueError: When they do not fit, or there are no classes.
+        """
+        super().__init__()
+        self.backbone = build_backbone(config.backbone)
+        self.neck = Neck(config.neck, self.backbone.feature_dim, num_classes)
+        self.plane_config = config.planes
+        # Not in the state dict: constants of the pixel format, not weights.
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer(
+            "standard_deviation", torch.tensor(IMAGENET_STANDARD_DEVIATION).view(1, 3, 1, 1) * 255, persistent=False
+        )
+
+    @property
+    def feature_dim(self) -> int:
+        """Length of a retrieval feature."""
+        return self.backbone.feature_dim
+
+    def forward(self, images: Tensor, keypoints: Tensor | None = None) -> PPTOutput:
+        """What the losses need.
+
+        Args:
+            images: (B, 3, H, W) RGB with values 0..255, uint8 or floating.
+            keypoints: (B, 20, 3) x, y in pixels of `images` and visibility; None: no plane features.
+
+        Returns:
+            Features and logits; plane features when the branch is on and keypoints are given.
+        """
+        planes = None
+        if self.plane_config is not None and keypoints is not None:
+            # Before the backbone: on a GPU the few synchronising steps find an empty queue here.
+            planes = find_planes(keypoints, images.shape[2], images.shape[3], self.plane_config)
+        maps = self.feature_map(images)
+        features, logits = self.neck(maps)
+        plane_features = None
+        if planes is not None:
+            plane_features = self._plane_features(maps, planes, images.shape[2], images.shape[3])
+        return PPTOutput(
+            features=features,
+            logits=logits,
+            plane_features=plane_features,
+            plane_visible=None if planes is None else planes.visible,
+        )
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """Last feature map (B, feature_dim, H / stride, W / stride) of RGB images with values 0..255 (B, 3, H, W)."""
+        maps = self.backbone((images - self.mean) / self.standard_deviation)
+        assert isinstance(maps, Tensor)
+        return maps
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Retrieval features: after the batch norm, L2-normalised (B, feature_dim) float32.
+
+        Args:
+            images: (B, 3, H, W) RGB with values 0..255, uint8 or floating.
+
+        Raises:
+            ValueError: In training mode, where the batch norms would depend on the other images of the batch.
+        """
+        if self.training:
+            raise ValueError("embed: the model is in training mode; call model.eval() first")
+        return F.normalize(self.neck.embed(self.feature_map(images)).float())
+
+    def _plane_features(self, maps: Tensor, planes: Planes, height: int, width: int) -> Tensor:
+        """(B, C, h, w) -> (B, 4, C): average of each warped plane, 0 where invisible."""
+        assert self.plane_config is not None
+        weights = fold_weights(planes, height, width, maps.shape[2], maps.shape[3], self.plane_config).to(maps.dtype)
+        # (B, 4, cells) @ (B, cells, C): with channels_last maps neither operand nor gradient is copied.
+        return torch.bmm(weights.mT, maps.flatten(2).mT)

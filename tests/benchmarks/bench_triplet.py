@@ -1,0 +1,87 @@
+"""Batch-hard triplet, forward and backward, against the two matrix products that are its floor.
+
+Floor: X X^T (forward) and G X (backward), G of (B, B): what any batch-hard triplet loss over a full matrix of distances has
+to multiply. The variants are interleaved, so that other load on the machine hits all of them equally. One thread.
+
+    python -m tests.benchmarks.bench_triplet [--rows 64 256 1024] [--repeats 200] [--output result.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from reid.losses.triplet import triplet_loss
+from tests.benchmarks.machine import summary, write_result
+
+
+def interleaved_seconds(variants: dict[str, Callable[[], object]], rounds: int, calls: int) -> dict[str, list[float]]:
+    """CPU-seconds per call of each variant, `rounds` times in turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for round_number in range(rounds + 1):
+        for name, fn in variants.items():
+            started = time.thread_time()
+            for _ in range(calls):
+                fn()
+            if round_number > 0:  # the first round warms up
+                seconds[name].append((time.thread_time() - started) / calls)
+    return seconds
+
+
+def benchmark(num_rows: int, dim: int, repeats: int) -> dict[str, float]:
+    """Milliseconds of floor, ours and the plain version on all pairs, and the ratios to the floor within each round."""
+    features = torch.randn(num_rows, dim).relu().requires_grad_()
+    labels = torch.arange(num_rows) // 4
+    rows, gradient = features.detach(), torch.randn(num_rows, num_rows)
+
+    def floor() -> None:
+        rows @ rows.T
+        gradient @ rows
+
+    def ours() -> None:
+        features.grad = None
+        triplet_loss(features, labels, 0.3)[0].backward()
+
+    def all_pairs() -> None:
+        features.grad = None
+        distances = torch.cdist(features, features)
+        same = labels[:, None] == labels
+        farthest = (distances * same).amax(1)
+        nearest = distances.masked_fill(same, torch.inf).amin(1)
+        (farthest - nearest + 0.3).relu().mean().backward()
+
+    calls = max(1, 1024 // num_rows)
+    seconds = interleaved_seconds({"floor": floor, "ours": ours, "all_pairs": all_pairs}, max(3, repeats // calls), calls)
+    result = {f"{name}_milliseconds": round(1e3 * summary(values).median, 3) for name, values in seconds.items()}
+    result["floor_spread"] = round(summary(seconds["floor"]).spread, 3)
+    for name in ("ours", "all_pairs"):
+        ratios = [value / reference for value, reference in zip(seconds[name], seconds["floor"], strict=True)]
+        result[f"{name}_over_floor"] = round(median(ratios), 3)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[64, 256, 1024], help="sizes of the global batch")
+    parser.add_argument("--dim", type=int, default=2048, help="length of a feature")
+    parser.add_argument("--repeats", type=int, default=200, help="timed calls per size (fewer rounds for small sizes)")
+    parser.add_argument("--output", type=Path, help="write the result as JSON")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    result = {}
+    for num_rows in options.rows:
+        repeats = options.repeats if num_rows < 1024 else max(3, options.repeats // 10)
+        result[f"B={num_rows}"] = row = benchmark(num_rows, options.dim, repeats)
+        print(f"B = {num_rows}: " + ", ".join(f"{name} {value}" for name, value in row.items()))
+    if options.output is not None:
+        write_result(options.output, "triplet", result)
+
+
+if __name__ == "__main__":
+    main()
