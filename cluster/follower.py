@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from cluster.evaluation import EvaluationFailed, PendingEvaluation, start_evaluation
 from cluster.metrics import DriverMetrics, TensorBoardLog
-from reid.build.metrics_log import MetricsLog, read_metrics
+from reid.build.metrics_log import MetricsLog, read_metrics, row_key
 from reid.build.run_folder import RunFolder
 from reid.config import Experiment
 from reid.evaluation.results import RetrievalResult
@@ -36,7 +36,7 @@ class RunFollower:
         self._log = MetricsLog(folder.location)
         self._tensorboard = TensorBoardLog(experiment.metrics, folder.location.child("tensorboard"))
         self._metrics = DriverMetrics(experiment.metrics, experiment.name)
-        self._seen: set[tuple[int, str]] = {(row["step"], row["kind"]) for row in read_metrics(folder.location)}
+        self._seen = {row_key(row) for row in read_metrics(folder.location)}
         self._pending: PendingEvaluation | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="run-follower", daemon=True)
@@ -78,10 +78,13 @@ class RunFollower:
     def _print_new_rows(self) -> None:
         total = self._experiment.training.loop.epochs
         for row in read_metrics(self._folder.location):
-            key = (int(row["step"]), str(row["kind"]))
+            key = row_key(row)
             if key in self._seen or row["kind"] == "evaluation":
                 continue
             self._seen.add(key)
+            if row["kind"] == "message":
+                logger.warning("worker: %s", row["text"])
+                continue
             self._tensorboard.add(row, row["step"], "train")
             if row["kind"] == "epoch" and row.get("finished_epoch"):
                 logger.info("%s", epoch_line(row, total))

@@ -17,27 +17,6 @@ from reid.data.plan import PlanConfig
 
 logger = logging.getLogger(__name__)
 
-RAY_ENVIRONMENT: dict[str, str] = {
-    # Reports are barriers that wait for the controller's poll; the default of 2 s costs that much an epoch.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    # Without a limit, a worker that misses a report leaves the others waiting for ever.
-    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",
-    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    # Kept off for good manners: nothing about a user's cluster is anybody else's business.
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
-LOCAL_RAY_ENVIRONMENT: dict[str, str] = {
-    # Ray starts its workers at niceness 15 unless told otherwise.
-    "RAY_worker_niceness": "0",
-    # Every port of a one-machine Ray then listens on 127.0.0.1 only (asserted in tests/cluster).
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    "RAY_AUTH_MODE": "token",
-}
-
-
 @contextmanager
 def ray_connection(num_cpus: int | None = None) -> Iterator[None]:
     """Ray for the time of a `with` block: the cluster of RAY_ADDRESS (set by `ray job submit`), else one of our own.
@@ -45,18 +24,18 @@ def ray_connection(num_cpus: int | None = None) -> Iterator[None]:
     Args:
         num_cpus: logical CPUs of a Ray started here; None: the machine's. Ignored on an existing cluster.
     """
-    for key, value in RAY_ENVIRONMENT.items():
-        os.environ.setdefault(key, value)
     if ray.is_initialized():
         yield
         return
-    options: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.WARNING}
+    options: dict[str, Any] = {
+        # Progress, warnings and failures of workers come through the run folder; Ray's own chatter stays in its logs.
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+    }
     if os.environ.get("RAY_ADDRESS"):
         logger.info("joining the Ray cluster of RAY_ADDRESS")
         ray.init(**options)
     else:
-        for key, value in LOCAL_RAY_ENVIRONMENT.items():
-            os.environ.setdefault(key, value)
         logger.info("RAY_ADDRESS is not set: starting Ray on this machine for this run (loopback only)")
         ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **options)
     try:

@@ -12,6 +12,7 @@ import torch
 from cluster.metrics import WorkerGauges
 from cluster.resources import threads_for
 from reid.build.metrics_log import MetricsLog
+from reid.build.run_folder import open_run
 from reid.build.training import Training, build_training
 from reid.config import Experiment
 from reid.contracts import EpochResult, IntervalResult
@@ -24,21 +25,38 @@ def train_worker(config: dict[str, Any]) -> None:
         config: {"experiment": the experiment as JSON}; Ray pickles plain data only.
     """
     experiment = Experiment.model_validate(config["experiment"])
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         torch.set_num_threads(threads_for(experiment.cluster.cpus_per_worker))
+    rank = ray.train.get_context().get_world_rank()
+    log = MetricsLog(open_run(experiment).location) if rank == 0 else None
+    if log is not None:
+        logging.getLogger("reid").addHandler(MessageRows(log))
     training = build_training(experiment, device)
     try:
-        publish_results(training, ray.train.get_context().get_world_rank())
+        publish_results(training, log)
     finally:
         training.stream.close()
 
 
-def publish_results(training: Training, rank: int) -> None:
-    """Trains to the end; rank 0 publishes every row, all ranks report each epoch to Ray."""
-    log = MetricsLog(training.folder.location) if rank == 0 else None
-    gauges = WorkerGauges(training.experiment.name) if rank == 0 else None
+class MessageRows(logging.Handler):
+    """Puts what a worker has to say into the run's metrics, from where the driver prints it."""
+
+    def __init__(self, log: MetricsLog) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Adds a row."""
+        try:
+            self._log.append("message", {"step": 0, "text": record.getMessage(), "level": record.levelname})
+        except OSError:
+            self.handleError(record)
+
+
+def publish_results(training: Training, log: MetricsLog | None) -> None:
+    """Trains to the end; rank 0, the one with a log, publishes every row, all ranks report each epoch to Ray."""
+    gauges = WorkerGauges(training.experiment.name) if log is not None else None
     for result in training.results():
         row = _row(result, training)
         if log is not None and gauges is not None:

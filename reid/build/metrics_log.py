@@ -1,6 +1,6 @@
 """`metrics.jsonl`: every figure of a run, one JSON object a line, appended by training and by evaluation.
 
-Rows carry `kind` ("interval", "epoch", "evaluation"), `step` and `epoch`. The file is append-only: after a resume a step may
+Rows carry `kind` ("interval", "epoch", "evaluation", "message"), `step` and `epoch`. The file is append-only: after a resume a step may
 stand twice, and the later row counts (`read_metrics` keeps only that one). An object store cannot append, so there each writer
 keeps an object of its own, `metrics.<writer>.jsonl`, rewritten at each flush.
 """
@@ -41,7 +41,7 @@ class MetricsLog:
 def read_metrics(folder: Location) -> list[dict[str, Any]]:
     """All rows of a run in the order of (step, kind); of rows for the same kind and step the last one written."""
     names = [n for n in list_names(folder) if n.startswith("metrics") and n.endswith(".jsonl")] if exists(folder) else []
-    rows: dict[tuple[int, str], dict[str, Any]] = {}
+    rows: dict[tuple[int, str, str], dict[str, Any]] = {}
     for name in sorted(names):
         for line in read_bytes(folder.child(name)).decode().splitlines():
             try:
@@ -49,8 +49,13 @@ def read_metrics(folder: Location) -> list[dict[str, Any]]:
             except json.JSONDecodeError:
                 # The last line of a process that was killed while writing.
                 continue
-            rows[(int(row.get("step", 0)), str(row["kind"]))] = row
+            rows[row_key(row)] = row
     return [rows[key] for key in sorted(rows)]
+
+
+def row_key(row: Mapping[str, Any]) -> tuple[int, str, str]:
+    """What two rows must share for the later one to replace the earlier: step, kind and, of messages, the text."""
+    return int(row.get("step", 0)), str(row["kind"]), str(row.get("text", ""))
 
 
 def _plain(value: Any) -> Any:

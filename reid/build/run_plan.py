@@ -66,5 +66,4 @@ def _model(experiment: Experiment) -> str:
     weights = "random weights" if backbone.weights is None else f"weights from {backbone.weights}"
     if experiment.model.planes is None:
         return f"{backbone.name}, {weights}, no planes: the plain baseline"
-    weights_of_planes = experiment.loss.planes
-    return f"{backbone.name}, {weights}, PPT planes with weights {weights_of_planes.weights}"
+    return f"{backbone.name}, {weights}, PPT planes with weights {experiment.loss.planes.plane_weights}"

@@ -168,6 +168,7 @@ def _letter_plates(canvases: Canvases, style: Style, generator: np.random.Genera
         plate = np.zeros((40, 160, 4), np.uint8)
         plate[..., :3] = ink
         cv2.putText(plate, text, (6, 32), cv2.FONT_HERSHEY_SIMPLEX, 1.15, (*ink, 170), 3, cv2.LINE_AA)
+        plate = cv2.GaussianBlur(plate, (0, 0), 4.0)  # real plates are blurred in the public data sets too
         canvases[chart].paste(plate, (0.0, height), 0.42)
 
 

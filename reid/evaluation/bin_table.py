@@ -1,8 +1,11 @@
 """Counting by bins: quantise a row of distances, look up each bin's class, histogram the classes.
 
-A row asks for the entries before some distances. Bins next to one of these are *undecided*; they form runs, and the gaps
-between runs hold entries whose order is known from the bin alone. The histogram counts the gaps; whoever calls compares
-the few undecided entries exactly. The table has one class per run (odd) and gap (even): up to 255, one byte.
+A row asks for the entries before some distances. Bins next to one of these are *undecided*; they form runs, and the
+gaps between runs hold entries whose order is known from the bin alone. The histogram counts the gaps; whoever calls
+compares the few undecided entries exactly.
+
+A histogram is three times slower when neighbouring entries fall into the same class (each increment waits for the one
+before), so the bins of a gap take turns among as many classes as one byte allows.
 """
 
 from __future__ import annotations
@@ -19,28 +22,35 @@ Int64Array = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
 MAX_TARGETS: Final = 126
-"""Distances per row: with bin 0, 127 runs and as many gaps, the classes of one byte."""
+"""Distances per row: with bin 0, 127 runs and as many gaps, of at least two classes each."""
+_UNDECIDED: Final = 255
+"""Class of all undecided bins."""
 _TOP_BINS: Final = 64
 """Bins left free above the largest distance."""
 _MAX_BIN_NUMBER: Final = 2.0**18
-"""Numbers before the shift; float32 arithmetic is then good to a small part of a bin, so that vector and scalar code, with
-or without fused multiply-add, agree to one bin."""
-_CLASSES: Final = np.arange(1, 2 * (MAX_TARGETS + 1) + 1, dtype=np.uint8)
+"""Bin numbers before the shift. Float32 arithmetic is then good to a small part of a bin, so that vector and scalar
+code, with or without fused multiply-add, agree to one bin."""
 
 
 class BinTable:
     """Working memory and the prepared tables of a few rows.
 
-    `prepare` for some rows, then `classify` each of them, then `counts_below`.
+    `prepare` for some rows; for each of them `use` and then `classify` piece by piece; then `counts_below`.
     """
 
     def __init__(self, width: int) -> None:
         # Few bins keep the table in the first-level cache and cheap to fill; many leave few entries undecided.
-        self._num_bins = 1 << 12 if width <= 1 << 15 else 1 << 14
+        self._num_bins = 1 << 13 if width <= 1 << 15 else 1 << 14
         self._quantised = np.empty((1, width), np.uint16)
         self._classes = np.empty((1, width), np.uint8)
         self._table = np.empty((1, 1 << 16), np.uint8)
+        self._table_parts = np.split(self._table[0], [self._num_bins])
+        every_turn = np.arange(1 << 16).astype(np.uint8)
+        self._turns = {turns: every_turn & np.uint8(turns - 1) for turns in (1 << np.arange(8)).tolist()}
+        # 16-bit tables came with OpenCV 5; NumPy takes twice as long.
+        self._opencv_looks_up = int(cv2.__version__.split(".")[0]) >= 5
         self._ready = np.zeros(0, np.bool_)
+        self._scale, self._shift = 1.0, 0.0
 
     def prepare(
         self,
@@ -68,7 +78,7 @@ class BinTable:
         highest = distances[np.clip(offsets[1:] - 1, 0, len(distances) - 1)].astype(np.float64)
         low = lowest.astype(np.float64)
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-            low = low - (highest - low) / 64
+            low = low - (highest - low) / 8
             scales = (self._num_bins - _TOP_BINS) / (highest - low)
             shifts = -low * scales
             size = np.maximum(np.abs(low), np.abs(highest)) * scales
@@ -84,8 +94,8 @@ class BinTable:
     def _plan_runs(self, offsets: Int64Array, row_of: Int64Array, bins: Int64Array) -> None:
         """Runs of undecided bins of all rows, one after the other.
 
-        Bins within one of an asked-for distance's are undecided. So is bin 0, which takes what lies below the scale and,
-        on some machines, whatever overflows above it.
+        Bins within one of an asked-for distance's are undecided. So is bin 0, which takes what lies below the scale
+        and, on some machines, whatever overflows above it.
         """
         num_rows = len(offsets) - 1
         starts = np.zeros(len(bins) + num_rows, np.int64)
@@ -104,39 +114,47 @@ class BinTable:
         run_ends = ends[np.append(is_first[1:], True)]
         next_starts = np.append(run_starts[1:], self._num_bins)
         next_starts[self._run_begins[1:] - 1] = self._num_bins
-        widths = np.empty(2 * len(run_starts), np.int64)
-        widths[0::2] = run_ends - run_starts
-        widths[1::2] = next_starts - run_ends
-        self._widths = widths
-        self._gap_counts = np.zeros(len(run_starts), np.int64)
+        # Parts in turn: a run, the gap after it, the next run ... An undecided part is 255 whatever the turn, as OR leaves
+        # it; the classes of a gap begin at a multiple of the number of turns, a power of two.
+        num_gaps = np.diff(self._run_begins)
+        self._num_turns = 1 << (np.frexp(_UNDECIDED // num_gaps)[1] - 1)
+        gap_in_row = np.arange(len(run_starts)) - np.repeat(self._run_begins[:-1], num_gaps)
+        first_classes = gap_in_row * np.repeat(self._num_turns, num_gaps)
+        self._part_widths = np.stack((run_ends - run_starts, next_starts - run_ends), axis=1).reshape(-1)
+        self._part_classes = np.full(2 * len(run_starts), _UNDECIDED, np.uint8)
+        self._part_classes[1::2] = first_classes
+        self._histograms = np.zeros((num_rows, 256), np.float32)
+        self._gap_places = first_classes + 256 * np.repeat(np.arange(num_rows), num_gaps)
 
-    def classify(self, row: int, distances: Float32Array, undecided: BoolArray) -> None:
-        """Count the gaps of one prepared row and mark its undecided entries in `undecided`."""
-        begin, end = int(self._run_begins[row]), int(self._run_begins[row + 1])
-        num_classes = 2 * (end - begin)
-        table = self._table
-        table[0, : self._num_bins] = np.repeat(_CLASSES[:num_classes], self._widths[2 * begin : 2 * end])
-        table[0, self._num_bins :] = num_classes
+    def use(self, row: int) -> None:
+        """Fill the table of one prepared row, for the calls of `classify` that follow."""
+        parts = slice(2 * int(self._run_begins[row]), 2 * int(self._run_begins[row + 1]))
+        turns = self._turns[int(self._num_turns[row])]
+        part_classes = self._part_classes[parts]
+        low, high = self._table_parts
+        np.bitwise_or(np.repeat(part_classes, self._part_widths[parts]), turns[: len(low)], out=low)
+        np.bitwise_or(turns[len(low) :], part_classes[-1], out=high)
+        self._scale, self._shift = float(self._scales[row]), float(self._shifts[row])
+        self._histogram = self._histograms[row]
+
+    def classify(self, distances: Float32Array, undecided: BoolArray) -> None:
+        """Count the gaps among some entries of the row in use, and mark the undecided ones in `undecided`."""
         line = distances.reshape(1, -1)
         quantised, classes = self._quantised[:, : line.shape[1]], self._classes[:, : line.shape[1]]
-        cv2.addWeighted(line, self._scales[row], line, 0.0, self._shifts[row], dst=quantised, dtype=cv2.CV_16U)
-        look_up(table, quantised, classes)
-        histogram = cv2.calcHist([classes], [0], None, [256], [0, 256]).ravel()
-        self._gap_counts[begin:end] = histogram[2 : num_classes + 1 : 2]
-        np.bitwise_and(classes[0], 1, out=undecided.view(np.uint8))
+        cv2.addWeighted(line, self._scale, line, 0.0, self._shift, dst=quantised, dtype=cv2.CV_16U)
+        if self._opencv_looks_up:
+            cv2.LUT(quantised, self._table, dst=classes)
+        else:
+            np.take(self._table, quantised, out=classes, mode="wrap")
+        self._histogram += cv2.calcHist([classes], [0], None, [256], [0, 256]).reshape(256)
+        np.equal(classes[0], _UNDECIDED, out=undecided)
 
     def counts_below(self, row_of: Int64Array) -> Int64Array:
         """For each distance asked for: entries in the gaps below its bin; 0 in rows without a table."""
         if not self._ready.any():
             return np.zeros(len(row_of), np.int64)
-        before_run = np.cumsum(self._gap_counts) - self._gap_counts
+        self._histograms[:, _UNDECIDED] = 0
+        gap_counts = np.add.reduceat(self._histograms.reshape(-1).astype(np.int64), self._gap_places)
+        before_run = np.cumsum(gap_counts) - gap_counts
         counts = before_run[self._run_of_target] - before_run[self._run_begins[:-1]][row_of]
         return np.where(self._ready[row_of], counts, 0)
-
-
-def look_up(table: NDArray[np.uint8], bins: NDArray[np.uint16], out: NDArray[np.uint8]) -> None:
-    """`out = table[bins]`; OpenCV has 16-bit tables from version 5 on and is twice as fast as NumPy there."""
-    if int(cv2.__version__.split(".")[0]) >= 5:
-        cv2.LUT(bins, table, dst=out)
-    else:
-        np.take(table, bins, out=out, mode="wrap")

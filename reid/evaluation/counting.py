@@ -1,7 +1,7 @@
 """How many entries of rows of distances come before given ones: exact, without sorting the rows.
 
-The rank of a positive is the number of gallery entries before it, so sorting the gallery does far too much. Three ways to
-count, all exact, chosen for each row by an estimate from a small sample:
+The rank of a positive is the number of gallery entries before it, so sorting the gallery does far too much. Three ways
+to count, all exact, chosen for each row by an estimate from a small sample:
 
 - *near*: pick out the entries up to the largest distance asked for, when these are few, and order only them;
 - *direct*: beside that, one comparison over the row for each of a few far distances;
@@ -29,10 +29,10 @@ BoolArray = NDArray[np.bool_]
 PIECE: Final = 1 << 20
 """Most columns handled at once: bounds the working memory (under 32 MB) and keeps histogram counts exact in float32."""
 ENTRIES_AT_ONCE: Final = 1 << 18
-"""Short rows are handled together up to so many entries, to spread the cost of a call over them."""
+"""Short rows are put together, long rows cut, to about so many entries: small enough for the cache of a core."""
 ROWS_PLANNED: Final = 128
 """Rows whose way of counting is chosen together."""
-SAMPLE: Final = 384
+SAMPLE: Final = 256
 """Entries of a row looked at to choose the way to count."""
 
 # Nanoseconds per entry of a row, and per row, on one core with AVX2. The choice depends on them, never the result.
@@ -70,7 +70,7 @@ class Counter:
     def __init__(self, num_columns: int) -> None:
         width = max(1, min(num_columns, PIECE))
         self._num_rows = max(1, ENTRIES_AT_ONCE // width)
-        self._mask = np.empty(self._num_rows * width, np.bool_)
+        self._mask = np.empty(max(self._num_rows * width, ENTRIES_AT_ONCE), np.bool_)
         self._bin_table = BinTable(width)
 
     def count_before(self, block: Float32Array, targets: Targets, first_index: int = 0) -> Int64Array:
@@ -112,40 +112,39 @@ class Counter:
         values: list[Float32Array] = []
         begin = 0
         for top in range(0, num_rows, self._num_rows):
-            some = np.ascontiguousarray(rows[top : top + self._num_rows])
-            found = self._pick_out(some, plan, top, first_row)
-            values.append(some.reshape(-1)[found])
-            positions.append(found + top * width)
-            end = top + len(some)
+            end = min(top + self._num_rows, num_rows)
+            for left in range(0, width, ENTRIES_AT_ONCE):
+                some = np.ascontiguousarray(rows[top:end, left : left + ENTRIES_AT_ONCE])
+                found = self._pick_out(some, plan, top, starts_row=left == 0)
+                values.append(some.reshape(-1).take(found))
+                positions.append(found + ((top - begin) * width + left))
             if end == num_rows or sum(map(len, values)) > PIECE // 4:
+                compared = np.concatenate(values)
+                if np.isnan(compared.max(initial=-np.inf)):
+                    refuse_nan(rows, first_row)
                 chosen = slice(int(targets.offsets[begin]), int(targets.offsets[end]))
-                counts[chosen] = _count_among(
-                    np.concatenate(values),
-                    np.concatenate(positions) - begin * width,
-                    targets.of_rows(begin, end, 0),
-                    row_of[chosen] - begin,
-                    width,
-                )
+                part = targets.of_rows(begin, end, 0)
+                counts[chosen] = _count_among(compared, np.concatenate(positions), part, row_of[chosen] - begin, width)
                 positions, values, begin = [], [], end
         counts += self._bin_table.counts_below(row_of)
-        mask = self._mask[:width]
+        mask = np.empty(width if plan.direct else 0, np.bool_)
         for row, target in plan.direct:
             counts[target] = _count_one(rows[row], targets.distances[target], int(targets.indices[target]), mask)
         return counts
 
-    def _pick_out(self, rows: Float32Array, plan: _Plan, first_row: int, first_query: int) -> Int64Array:
-        """Positions, row by row, of the entries that must be compared exactly."""
+    def _pick_out(self, rows: Float32Array, plan: _Plan, first_row: int, *, starts_row: bool) -> Int64Array:
+        """Positions, row by row, of the entries that must be compared exactly; NaN are always among them."""
         chosen = slice(first_row, first_row + len(rows))
         mask = self._mask[: rows.size].reshape(rows.shape)
         is_table = plan.is_table[chosen]
         if not is_table.all():
-            refuse_nan(rows, first_query + first_row)
-            np.less_equal(rows, plan.thresholds[chosen, None], out=mask)
+            np.greater(rows, plan.thresholds[chosen, None], out=mask)
+            np.logical_not(mask, out=mask)
         for row in np.flatnonzero(is_table).tolist():
-            self._bin_table.classify(first_row + row, rows[row], mask[row])
+            if starts_row:
+                self._bin_table.use(first_row + row)
+            self._bin_table.classify(rows[row], mask[row])
         found: Int64Array = mask.reshape(-1).nonzero()[0]
-        if is_table.all() and np.isnan(rows.reshape(-1)[found].max(initial=-np.inf)):
-            refuse_nan(rows, first_query + first_row)  # NaN lies in bin 0, which is always picked out
         return found
 
 
@@ -171,8 +170,8 @@ def refuse_nan(rows: Float32Array, first_row: int = 0) -> None:
         bad = np.flatnonzero(np.isnan(rows.max(axis=1)))
         if len(bad):
             raise ValueError(
-                f"expected distances without NaN, got {np.count_nonzero(np.isnan(rows[bad[0]]))} NaN in the row of query "
-                f"{first_row + bad[0]}; check its feature and the gallery's (a diverged model, a zero-norm feature)"
+                f"expected distances without NaN, got {np.count_nonzero(np.isnan(rows[bad[0]]))} NaN in the row of "
+                f"query {first_row + bad[0]}; check its feature and the gallery's (a diverged model?)"
             )
 
 

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from reid.contracts import Embeddings
 from reid.evaluation.counting import PIECE, Counter, Float32Array
@@ -21,8 +23,9 @@ Progress = Callable[[int, int], None]
 
 TILE_QUERIES: Final = 64
 TILE_GALLERY: Final = 2048
-"""Distances are computed in tiles of exactly this shape. A matrix product's last bits depend on its operands' shapes;
-with one shape they depend on the two features alone (and the machine), so neither blocks nor workers change a figure."""
+"""Distances are computed in tiles of exactly this shape, by PyTorch. A product's last bits depend on its operands'
+shapes and, in some libraries (OpenBLAS in NumPy), on the place in the result; with MKL and one shape they depend on the
+two features alone, so neither blocks nor workers change a figure. Elsewhere, ties within rounding might swap."""
 
 WORKING_BYTES: Final = 24 * PIECE
 """Upper bound of what counting needs beside a block of distances."""
@@ -59,22 +62,22 @@ def cosine_distances(query: Float32Array, gallery: Float32Array, out: Float32Arr
     """
     if out is None:
         out = np.empty((len(query), len(gallery)), np.float32)
-    tile = np.empty((TILE_QUERIES, TILE_GALLERY), np.float32)
+    tile = torch.empty((TILE_QUERIES, TILE_GALLERY))
     for top in range(0, len(query), TILE_QUERIES):
         rows = _padded(query[top : top + TILE_QUERIES], TILE_QUERIES)
         for left in range(0, len(gallery), TILE_GALLERY):
-            np.matmul(rows, _padded(gallery[left : left + TILE_GALLERY], TILE_GALLERY).T, out=tile)
+            torch.mm(rows, _padded(gallery[left : left + TILE_GALLERY], TILE_GALLERY).T, out=tile)
             target = out[top : top + TILE_QUERIES, left : left + TILE_GALLERY]
-            np.subtract(1, tile[: target.shape[0], : target.shape[1]], out=target)
+            np.subtract(1, tile.numpy()[: target.shape[0], : target.shape[1]], out=target)
     return out
 
 
-def _padded(features: Float32Array, num_rows: int) -> Float32Array:
-    if len(features) == num_rows:
-        return np.ascontiguousarray(features)
+def _padded(features: Float32Array, num_rows: int) -> Tensor:
+    if len(features) == num_rows and features.flags.writeable:
+        return torch.from_numpy(np.ascontiguousarray(features))
     padded = np.zeros((num_rows, features.shape[1]), np.float32)
     padded[: len(features)] = features
-    return padded
+    return torch.from_numpy(padded)
 
 
 def block_shape(num_queries: int, gallery_size: int, memory_budget_bytes: int) -> tuple[int, int]:

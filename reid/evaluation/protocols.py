@@ -1,7 +1,8 @@
 """Which images query which gallery: the benchmarks' protocols by name, drawn from the columns of the index.
 
 `veri776`, `veriwild-{small,medium,large}` and their `-raw` variants (nothing removed),
-`vehicleid-{small,medium,large}`, `cross-camera` (each camera's queries against the others' gallery) and `table` (any data set).
+`vehicleid-{small,medium,large}`, `cross-camera` (each camera's queries against the others' gallery) and `table` (any
+data set).
 """
 
 from __future__ import annotations

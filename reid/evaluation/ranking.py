@@ -49,7 +49,7 @@ class GalleryIdentities:
             raise ValueError(
                 f"expected a camera for each of the {len(vehicle_ids)} gallery images, got {len(camera_ids)}"
             )
-        self._order = np.argsort(vehicle_ids, kind="stable")
+        self._order = _grouping_order(vehicle_ids)
         self._sorted_ids = vehicle_ids[self._order]
         self._camera_ids = camera_ids
 
@@ -71,6 +71,13 @@ class GalleryIdentities:
             cameras = np.repeat(query_cameras, counts)
             is_junk = (self._camera_ids[indices] == cameras) & (cameras >= 0)
         return Matches(offsets=offsets, indices=indices, is_junk=is_junk)
+
+
+def _grouping_order(ids: Int64Array) -> Int64Array:
+    """Stable order by id; small codes and their place are sorted as one number, which is several times faster."""
+    if ids.min() >= 0 and ids.max() < 2**31:
+        return np.sort((ids.astype(np.int64) << 32) | np.arange(len(ids))) & (2**32 - 1)
+    return np.argsort(ids, kind="stable")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,8 +160,20 @@ def rank_positives(
     Raises:
         ValueError: If shapes do not fit, the gallery is empty, the block is not float32, or a distance is NaN.
     """
-    check_block(distances, len(query_ids), len(query_cameras), len(gallery_ids))
     gallery = GalleryIdentities(gallery_ids, gallery_cameras)
+    return rank_block(distances, query_ids, query_cameras, gallery, remove_junk=remove_junk)
+
+
+def rank_block(
+    distances: Float32Array,
+    query_ids: Int64Array,
+    query_cameras: Int64Array,
+    gallery: GalleryIdentities,
+    *,
+    remove_junk: bool = True,
+) -> PositiveRanks:
+    """`rank_positives` for one of several blocks of queries against the same gallery."""
+    check_block(distances, len(query_ids), len(query_cameras), len(gallery))
     matches = gallery.matches(query_ids, query_cameras, remove_junk=remove_junk)
     _, match_distances = matches.read_distances(distances)
     ranks = RankSum(matches, match_distances, len(gallery))

@@ -43,8 +43,8 @@ def triplet_loss(features: Tensor, labels: Tensor, margin: Margin) -> tuple[Tens
     with torch.autocast(features.device.type, enabled=False):
         features = features.to(torch.promote_types(features.dtype, torch.float32))
         triplets = hardest_triplets(features, labels)
-        violations = triplet_violations(features, triplets, margin)
-        return violations.sum() / triplets.valid.sum().clamp(min=1), triplets.valid
+        weights = triplets.valid.to(features.dtype) / triplets.valid.sum().clamp(min=1)
+        return weighted_violations(features, triplets, weights, margin), triplets.valid
 
 
 @torch.no_grad()
@@ -76,44 +76,55 @@ def hardest_triplets(features: Tensor, labels: Tensor, shown: Tensor | None = No
     return Triplets(positives, negatives, valid if shown is None else valid & shown)
 
 
-def triplet_violations(features: Tensor, triplets: Triplets, margin: Margin) -> Tensor:
-    """Hinge (or softplus) of each anchor's triplet, 0 where the anchor is not valid: (..., N).
+def weighted_violations(features: Tensor, triplets: Triplets, weights: Tensor, margin: Margin) -> Tensor:
+    """Sum over anchors of weight times hinge (or softplus) of the gap d_ap - d_an, a scalar with a graph.
 
-    The distances are computed anew by subtraction, so they are exact for near-duplicates, and backward touches the 2N
-    chosen pairs instead of N^2. The gradient of a distance of 0 is 0.
+    The distances are computed anew by subtraction, so they are exact for near-duplicates, and only the 2N chosen pairs
+    are touched instead of N^2. The gradient of a distance of 0 is 0.
+
+    Args:
+        features: (..., N, D) float32 or float64.
+        triplets: Of the same rows.
+        weights: (..., N) of each anchor; 0 where it is not valid.
+        margin: As for `triplet_loss`.
     """
-    gaps = _DistanceGaps.apply(features, triplets.positives, triplets.negatives)
-    assert isinstance(gaps, Tensor)
-    violations = F.softplus(gaps) if margin == "soft" else F.relu(gaps + margin)
-    return torch.where(triplets.valid, violations, 0.0)
+    loss = _WeightedViolations.apply(features, triplets.positives, triplets.negatives, weights, margin)
+    assert isinstance(loss, Tensor)
+    return loss
 
 
-class _DistanceGaps(torch.autograd.Function):
-    """Distance of each row (..., N, D) to its positive less that to its negative, both by number (..., N)."""
+class _WeightedViolations(torch.autograd.Function):
+    """The gradient is computed in forward, where the differences of the pairs are at hand and can be overwritten."""
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, features: Tensor, positives: Tensor, negatives: Tensor, weights: Tensor, margin: Margin
+    ) -> Tensor:
         num_rows, dim = features.shape[-2:]
-        rows = features.reshape(-1, dim)
+        rows, weights = features.reshape(-1, dim), weights.reshape(-1)
         partners = torch.stack((positives, negatives))  # (2, ..., N)
         if features.ndim > 2:
             partners = partners + torch.arange(0, len(rows), num_rows, device=rows.device).view(*features.shape[:-2], 1)
         partners = partners.flatten()
         differences = rows.index_select(0, partners).view(2, -1, dim).sub_(rows)  # partner - row
         distances = torch.linalg.vector_norm(differences, dim=-1)  # (2, rows)
-        ctx.save_for_backward(differences, distances, partners)
-        ctx.shape = features.shape
-        gaps: Tensor = (distances[0] - distances[1]).view(positives.shape)
-        return gaps
+        gaps = distances[0] - distances[1]
+        violations = F.softplus(gaps) if margin == "soft" else F.relu(gaps + margin)
+        # Weight 0 silences anchors without a triplet even where their numbers are not finite.
+        loss = torch.where(weights > 0, weights * violations, 0.0).sum()
+        if ctx.needs_input_grad[0]:
+            slopes = weights * (gaps.sigmoid() if margin == "soft" else violations > 0)
+            slopes = (slopes / distances).masked_fill_(distances == 0, 0.0)
+            slopes[0].neg_()
+            # Moving the row away from its positive raises the loss: the row gets what its partners lose.
+            differences *= slopes[..., None]
+            gradient = torch.add(differences[0], differences[1])
+            gradient.index_add_(0, partners, differences.view(-1, dim), alpha=-1)
+            ctx.save_for_backward(gradient.view(features.shape))
+        return loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        differences, distances, partners = ctx.saved_tensors
-        slopes = gradient.flatten() / distances  # (2, rows)
-        slopes.masked_fill_(distances == 0, 0.0)
-        slopes[1].neg_()
-        towards_partner = differences * slopes[..., None]  # what each partner receives, and its row the opposite
-        result = torch.add(towards_partner[0], towards_partner[1]).neg_()
-        result.index_add_(0, partners, towards_partner.flatten(0, 1))
-        return result.view(ctx.shape), None, None
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * scale, None, None, None, None

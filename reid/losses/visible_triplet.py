@@ -10,7 +10,7 @@ from torch import Tensor
 
 from reid.contracts import Settings
 from reid.keypoints import PLANE_NAMES
-from reid.losses.triplet import hardest_triplets, triplet_violations
+from reid.losses.triplet import hardest_triplets, weighted_violations
 
 
 class VisibleTripletConfig(Settings):
@@ -58,11 +58,11 @@ def visible_triplet_loss(
         if config.normalised:
             features = normalise(features)
         triplets = hardest_triplets(features, labels, shown=plane_visible.T)
-        per_plane = triplet_violations(features, triplets, config.margin).sum(-1)  # (4,)
+        weights = torch.tensor(config.plane_weights, dtype=features.dtype, device=features.device)[:, None]
+        weights = weights * triplets.valid  # (4, N)
         if config.reduction == "mean":
-            per_plane = per_plane / triplets.valid.sum(-1).clamp(min=1)
-        weights = torch.tensor(config.plane_weights, dtype=features.dtype, device=features.device)
-        return (weights * per_plane).sum(), triplets.valid.T
+            weights = weights / triplets.valid.sum(-1, keepdim=True).clamp(min=1)
+        return weighted_violations(features, triplets, weights, config.margin), triplets.valid.T
 
 
 def normalise(features: Tensor) -> Tensor:

@@ -23,7 +23,8 @@ class NeckConfig(Settings):
 
     @model_validator(mode="after")
     def _no_ignored_options(self) -> NeckConfig:
-        ignored = sorted({"gem_exponent", "gem_epsilon"} & self.model_fields_set)
+        fields = type(self).model_fields
+        ignored = [name for name in ("gem_epsilon", "gem_exponent") if getattr(self, name) != fields[name].default]
         if self.pooling != "gem" and ignored:
             raise ValueError(f"{', '.join(ignored)} only apply to pooling 'gem', got pooling {self.pooling!r}")
         return self

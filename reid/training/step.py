@@ -21,8 +21,9 @@ from reid.training.workers import world_size
 class StepConfig(Settings):
     """How a step is computed."""
 
-    precision: Literal["bf16", "fp16", "float32"] = "bf16"
-    """Autocast type of the network; weights, losses and the optimiser stay float32. fp16 scales the loss."""
+    precision: Literal["auto", "bf16", "fp16", "float32"] = "auto"
+    """Autocast type of the network; weights, losses and the optimiser stay float32. fp16 scales the loss. auto: bf16 where
+    the hardware computes in it, else float32."""
     channels_last: bool = True
     """Memory layout of images and convolution weights; same numbers, faster."""
     accumulate_batches: int = Field(default=1, ge=1)
@@ -49,6 +50,29 @@ class NonFiniteLossError(RuntimeError):
 def images_and_keypoints(batch: Batch) -> tuple[Any, ...]:
     """What PPT's network takes of a batch."""
     return (batch.images, batch.keypoints)
+
+
+def resolve_precision(config: StepConfig, device: torch.device) -> Literal["bf16", "fp16", "float32"]:
+    """The autocast type of a run on a device.
+
+    Raises:
+        ValueError: When a type was asked for that the processor can only emulate, about a hundred times slower.
+    """
+    if device.type == "cuda":
+        has_bf16, has_fp16 = torch.cuda.is_bf16_supported(including_emulation=False), True
+    else:
+        # What oneDNN needs to convolve in these types: AVX-512 on x86.
+        has_bf16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        has_fp16 = bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    match config.precision:
+        case "auto":
+            return "bf16" if has_bf16 else "float32"
+        case "bf16" if not has_bf16:
+            raise ValueError(f"step.precision bf16: this {device.type} has no bf16 arithmetic; set auto or float32")
+        case "fp16" if not has_fp16:
+            raise ValueError(f"step.precision fp16: this {device.type} has no fp16 arithmetic; set auto or float32")
+        case precision:
+            return precision
 
 
 def prepare_model(model: nn.Module, config: StepConfig, device: torch.device) -> nn.Module:
@@ -123,9 +147,10 @@ class TrainingStep:
         self.inputs = inputs
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self.device = self.parameters[0].device
-        self.scaler = torch.amp.GradScaler(self.device.type) if config.precision == "fp16" else None
+        self.precision = resolve_precision(config, self.device)
+        self.scaler = torch.amp.GradScaler(self.device.type) if self.precision == "fp16" else None
         self.ema = None if config.ema_decay is None else MovingAverage(self.bare_model, config.ema_decay)
-        self._autocast_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": None}[config.precision]
+        self._autocast_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": None}[self.precision]
         self._skips_by_itself = bool(getattr(optimizer, "_step_supports_amp_scaling", False))
         self._buffers = [buffer for buffer in self.bare_model.buffers() if buffer.is_floating_point()]
         self._good_buffers = self._flat_buffers()

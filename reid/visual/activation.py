@@ -1,8 +1,8 @@
-"""Distance activation maps: where two images differ, or agree, in the eyes of the network (METHOD 1.7).
+"""Distance activation maps: the places of two images that make the distance between them (METHOD 1.7).
 
-PPT, section 4.4: `f1`, `f2` are the features before the BNNeck; channel c weighs `(f1[c] - f2[c])**2`; each image's map is
-the weighted sum of the channels of its last feature map; then ReLU, min-max jointly over the pair, bilinear to the image's
-size. The paper writes the weights as the squared difference; nothing is added here.
+PPT, figure 4: `f1`, `f2` are the features before the BNNeck; channel c weighs `(f1[c] - f2[c])**2`, its share of the
+squared distance; each map is the weighted sum of the channels of the last feature map; then ReLU, min-max jointly
+over the pair (the paper does not say how it scales; jointly, so that the two compare), bilinear to the image size.
 """
 
 from __future__ import annotations

@@ -55,7 +55,8 @@ def draw_planes(
     check_image(image)
     if corners.shape != (NUM_PLANES, 4, 2) or visible.shape != (NUM_PLANES,):
         raise ValueError(
-            f"expected corners ({NUM_PLANES}, 4, 2) and visible ({NUM_PLANES},), got {corners.shape} and {visible.shape}"
+            f"expected corners ({NUM_PLANES}, 4, 2) and visible ({NUM_PLANES},), "
+            f"got {corners.shape} and {visible.shape}"
         )
     canvas, scale = _enlarged(image, tile_size)
     thickness = max(1, round(max(canvas.shape[:2]) / 160))
@@ -67,7 +68,7 @@ def draw_planes(
     ]
     for colour, polygon in polygons:
         cv2.fillPoly(filled_in, [polygon], colour, cv2.LINE_AA, _SUBPIXEL_BITS)
-    canvas = cv2.addWeighted(canvas, 0.65, filled_in, 0.35, 0)
+    cv2.addWeighted(canvas, 0.65, filled_in, 0.35, 0, dst=canvas)
     for colour, polygon in polygons:
         cv2.polylines(canvas, [polygon], True, colour, thickness, cv2.LINE_AA, _SUBPIXEL_BITS)
     if keypoints is not None:

@@ -1,9 +1,10 @@
 """A training step: ours against a bare PyTorch loop of the same network, and what PPT's local branch adds.
 
-Three variants in turn on the same images, so that other load on the machine hits all of them equally:
+Four variants on the same images, in an order shuffled each round, so that other load hits all of them equally:
 
-    bare      torchvision's ResNet (last stride 1), pooled features, batch norm, classifier, cross-entropy, Adam: a plain loop
+    bare      torchvision's ResNet (last stride 1), pooling, batch norm, classifier, cross-entropy, Adam: a plain loop
     baseline  our PPT network with the local branch off, and its loss (identity + batch-hard triplet)
+    control   the baseline once more: how far its ratio to the baseline is from 1 is what this machine can resolve
     ppt       the same with the local branch on, keypoints that show three planes of each vehicle
 
 All with autocast, channels_last and the same optimiser. The figures are ratios within each round.
@@ -16,6 +17,7 @@ All with autocast, channels_last and the same optimiser. The figures are ratios 
 from __future__ import annotations
 
 import argparse
+import random
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +34,7 @@ from reid.models.ppt import PPT, PPTConfig
 from tests.benchmarks.machine import summary, write_result
 
 NUM_CLASSES = 576
+VARIANTS = ("bare", "baseline", "control", "ppt")
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}
 
 
@@ -54,7 +57,16 @@ class BareNetwork(nn.Module):
 
 def keypoints_of_three_planes(batch: int, size: int) -> Tensor:
     """(B, 20, 3): front, left side and top of a box, as most images of VeRi show two or three planes."""
-    points = {13: (10, 40), 14: (40, 45), 6: (42, 95), 5: (12, 90), 15: (90, 35), 2: (88, 80), 1: (48, 100), 16: (62, 30)}
+    points = {
+        13: (10, 40),
+        14: (40, 45),
+        6: (42, 95),
+        5: (12, 90),
+        15: (90, 35),
+        2: (88, 80),
+        1: (48, 100),
+        16: (62, 30),
+    }
     keypoints = torch.zeros(batch, 20, 3)
     for number, (x, y) in points.items():
         keypoints[:, number - 1] = torch.tensor([x / 110 * size, y / 110 * size, 1.0])
@@ -94,6 +106,7 @@ def training_steps(options: argparse.Namespace) -> dict[str, Callable[[], None]]
         bare_scaler.update()
 
     def step_of(config: PPTConfig) -> Callable[[], None]:
+        torch.manual_seed(0)  # the same weights in all
         model, optimizer, scaler = prepared(PPT(config, NUM_CLASSES))
 
         def step() -> None:
@@ -111,6 +124,7 @@ def training_steps(options: argparse.Namespace) -> dict[str, Callable[[], None]]
     steps = {
         "bare": bare_step,
         "baseline": step_of(PPTConfig.model_validate({"backbone": backbone, "planes": None})),
+        "control": step_of(PPTConfig.model_validate({"backbone": backbone, "planes": None})),
         "ppt": step_of(PPTConfig.model_validate({"backbone": backbone})),
     }
     return {name: steps[name] for name in options.variants}
@@ -133,7 +147,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=sorted(PRECISIONS), default="bf16")
     parser.add_argument("--rounds", type=int, default=7, help="timed rounds, each runs every variant")
     parser.add_argument("--steps", type=int, default=1, help="steps per variant and round (use 10 or more on a GPU)")
-    parser.add_argument("--variants", nargs="+", choices=("bare", "baseline", "ppt"), default=["bare", "baseline", "ppt"])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--peak-teraflops", type=float, help="of the device at this precision, for the share reached")
     parser.add_argument("--output", type=Path, help="write the result as JSON")
@@ -146,8 +160,10 @@ def main() -> None:
     synchronize = torch.cuda.synchronize if options.device.startswith("cuda") else lambda: None
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     names = list(steps)
+    order = random.Random(0)
     for round_number in range(-2, options.rounds):
-        for name in names[round_number % len(names) :] + names[: round_number % len(names)]:
+        order.shuffle(names)
+        for name in names:
             synchronize()
             # CPU-seconds where the CPU does the work: another process on the machine then costs cache only.
             clock = time.perf_counter if options.device.startswith("cuda") else time.process_time
@@ -172,7 +188,7 @@ def main() -> None:
             row["share_of_peak"] = round(row["teraflops"] / options.peak_teraflops, 4)
         result[name] = row
         print(f"{name:9s} " + "  ".join(f"{key} {value}" for key, value in row.items()))
-    for name, reference in (("baseline", "bare"), ("ppt", "baseline")):
+    for name, reference in (("baseline", "bare"), ("control", "baseline"), ("ppt", "baseline")):
         if name in seconds and reference in seconds:
             ratios = [a / b for a, b in zip(seconds[name], seconds[reference], strict=True)]
             result[f"{name}_over_{reference}"] = {

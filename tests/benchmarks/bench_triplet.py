@@ -1,7 +1,7 @@
 """Batch-hard triplet, forward and backward, against the two matrix products that are its floor.
 
-Floor: X X^T (forward) and G X (backward), G of (B, B): what any batch-hard triplet loss over a full matrix of distances has
-to multiply. The variants are interleaved, so that other load on the machine hits all of them equally. One thread.
+Floor: X X^T (forward) and G X (backward), G of (B, B): what a batch-hard triplet loss over a full matrix of distances
+has to multiply. The variants are interleaved, so that other load on the machine hits all of them equally. One thread.
 
     python -m tests.benchmarks.bench_triplet [--rows 64 256 1024] [--repeats 200] [--output result.json]
 """
@@ -56,7 +56,9 @@ def benchmark(num_rows: int, dim: int, repeats: int) -> dict[str, float]:
         (farthest - nearest + 0.3).relu().mean().backward()
 
     calls = max(1, 1024 // num_rows)
-    seconds = interleaved_seconds({"floor": floor, "ours": ours, "all_pairs": all_pairs}, max(3, repeats // calls), calls)
+    seconds = interleaved_seconds(
+        {"floor": floor, "ours": ours, "all_pairs": all_pairs}, max(3, repeats // calls), calls
+    )
     result = {f"{name}_milliseconds": round(1e3 * summary(values).median, 3) for name, values in seconds.items()}
     result["floor_spread"] = round(summary(seconds["floor"]).spread, 3)
     for name in ("ours", "all_pairs"):

@@ -30,7 +30,9 @@ def reason_of(path: Path, data: bytes) -> str:
 
 
 def with_exif(data: bytes, orientation: int, order: str = ">") -> bytes:
-    tiff = (b"MM\0*" if order == ">" else b"II*\0") + struct.pack(order + "IHHHIHHI", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
+    tiff = (b"MM\0*" if order == ">" else b"II*\0") + struct.pack(
+        order + "IHHHIHHI", 8, 1, 0x0112, 3, 1, orientation, 0, 0
+    )
     return data[:2] + b"\xff\xe1" + struct.pack(">H", 8 + len(tiff)) + b"Exif\0\0" + tiff + data[2:]
 
 
@@ -71,7 +73,9 @@ def test_the_spellings_of_jpg_are_no_mismatch(tmp_path: Path, name: str) -> None
     assert (image.ending, image.repairs) == ("jpg", ())
 
 
-@pytest.mark.parametrize("make", [bytes, with_thumbnail, lambda data: with_exif(data, 1)], ids=["plain", "thumb", "exif"])
+@pytest.mark.parametrize(
+    "make", [bytes, with_thumbnail, lambda data: with_exif(data, 1)], ids=["plain", "thumb", "exif"]
+)
 def test_a_jpeg_cut_anywhere_in_its_pixels_is_truncated(tmp_path: Path, make: object) -> None:
     assert callable(make)
     data = make(JPEG)
@@ -197,7 +201,5 @@ def test_a_mask_shrinks_with_its_image(tmp_path: Path) -> None:
     mask = np.zeros((48, 64), dtype=np.uint8)
     mask[:, 32:] = 255
     cv2.imwrite(str(tmp_path / "mask.png"), mask)
-    stored = cv2.imdecode(
-        np.frombuffer(read_source_mask(tmp_path / "mask.png", image), np.uint8), cv2.IMREAD_UNCHANGED
-    )
+    stored = cv2.imdecode(np.frombuffer(read_source_mask(tmp_path / "mask.png", image), np.uint8), cv2.IMREAD_UNCHANGED)
     np.testing.assert_array_equal(stored, np.repeat([[0] * 16 + [255] * 16], 24, axis=0))

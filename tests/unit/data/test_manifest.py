@@ -127,7 +127,9 @@ def test_labels_number_the_sorted_training_vehicles_only() -> None:
 def test_joining_parts_numbers_labels_over_all_of_them() -> None:
     parts = [
         index_from_rows([IndexRow(key="a", split="train", vehicle_id="9")]),
-        index_from_rows([IndexRow(key="b", split="train", vehicle_id="4"), IndexRow(key="c", split="test", vehicle_id="1")]),
+        index_from_rows(
+            [IndexRow(key="b", split="train", vehicle_id="4"), IndexRow(key="c", split="test", vehicle_id="1")]
+        ),
     ]
     joined = concatenate_indexes(parts)
     assert joined.label.tolist() == [1, 0, -1]

@@ -1,0 +1,62 @@
+"""Packing on Ray: the same set as without it, and errors that arrive as they are."""
+
+from __future__ import annotations
+
+import gc
+import secrets
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from cluster.packing import run_on_ray
+from reid.data.shards import pack_shards
+from tests.unit.data.raw_images import SMALL, draw_records, encoded_noise
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """A Ray of our own on the loopback interface, with its own token."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        patch.setenv("RAY_worker_niceness", "0")
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="warning")
+        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # Ray forgets its processes before they are gone
+            ray.shutdown()
+            gc.collect()
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_packing_on_ray_gives_the_same_set_as_packing_alone(tmp_path: Path) -> None:
+    records = draw_records(tmp_path / "raw", {"train": [3] * 12, "query": [1] * 4, "gallery": [2] * 4}, masks=True)
+    records[0].path.write_bytes(encoded_noise(0)[:-50])
+    config = SMALL.model_copy(update={"min_train_shards": 8, "max_bad_fraction": 0.1})
+    expected = pack_shards(records, tmp_path / "alone", config)
+    done: list[int] = []
+    actual = pack_shards(
+        records, tmp_path / "ray", config, run_tasks=run_on_ray, progress=lambda number, total, _: done.append(number)
+    )
+    assert actual == expected
+    assert actual.skipped == {"image_truncated": 1}
+    assert done == list(range(1, 11))
+    for path in (tmp_path / "alone").iterdir():
+        assert path.read_bytes() == (tmp_path / "ray" / path.name).read_bytes()
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_too_many_bad_images_stop_packing_on_ray(tmp_path: Path) -> None:
+    records = draw_records(tmp_path / "raw", {"train": [2] * 6})
+    for record in records[:6]:
+        record.path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"of 12 images are bad \(\d image_unreadable\)"):
+        pack_shards(records, tmp_path / "set", SMALL, run_tasks=run_on_ray)
+    assert not (tmp_path / "set").exists()

@@ -1,0 +1,138 @@
+"""From features to figures in blocks: the same figures whatever the blocks, within the budget."""
+
+from __future__ import annotations
+
+import tracemalloc
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from reid.evaluation import distances as module
+from reid.evaluation.distances import (
+    TILE_GALLERY,
+    TILE_QUERIES,
+    WORKING_BYTES,
+    block_shape,
+    cosine_distances,
+    evaluate_blocks,
+    normalised,
+    rank_blocks,
+)
+from reid.evaluation.extract import select_embeddings
+from reid.evaluation.metrics import summarise
+from reid.evaluation.ranking import PositiveRanks, rank_positives
+from tests.unit.evaluation.small_sets import random_embeddings
+
+SMALLEST = WORKING_BYTES + 4 * TILE_QUERIES * TILE_GALLERY
+
+
+def test_distances_agree_with_float64():
+    query, gallery = random_embeddings(1, 70), random_embeddings(2, 2100)
+    expected = 1 - query.features.astype(np.float64) @ gallery.features.T.astype(np.float64)
+    actual = cosine_distances(query.features, gallery.features)
+    assert np.ptp(expected) > 0.5
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
+
+
+def test_a_distance_does_not_depend_on_its_place_in_the_block():
+    query, gallery = random_embeddings(1, 150).features, random_embeddings(2, 5000).features
+    whole = cosine_distances(query, gallery)
+    generator = np.random.default_rng(0)
+    rows, columns = generator.permutation(150), generator.permutation(5000)
+    assert np.array_equal(cosine_distances(query[rows], gallery[columns]), whole[rows][:, columns])
+    assert np.array_equal(cosine_distances(query[:1], gallery[:3]), whole[:1, :3])
+
+
+def test_equal_features_have_equal_distances():
+    query, gallery = random_embeddings(1, 5).features, random_embeddings(2, 3000).features
+    gallery[2999] = gallery[7]
+    actual = cosine_distances(query, gallery)
+    assert np.array_equal(actual[:, 7], actual[:, 2999])
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return random_embeddings(3, 200, num_ids=30), random_embeddings(4, 5000, num_ids=30, first_sample=200)
+
+
+@pytest.fixture(scope="module")
+def whole(pair):
+    return rank_blocks(*pair, remove_junk=True)
+
+
+def test_one_block_ranks_as_its_distances(pair, whole):
+    query, gallery = pair
+    expected = rank_positives(
+        cosine_distances(query.features, gallery.features),
+        query.vehicle_ids,
+        query.camera_ids,
+        gallery.vehicle_ids,
+        gallery.camera_ids,
+    )
+    assert np.array_equal(whole.ranks, expected.ranks)
+    assert 0.1 < summarise(whole).mAP < 0.99
+
+
+@pytest.mark.parametrize("extra", [0, 4 * TILE_QUERIES * TILE_GALLERY, 4 * 64 * 5000, 4 * 128 * 5000])
+def test_ranks_do_not_depend_on_the_memory_budget(pair, whole, extra):
+    shape = block_shape(len(pair[0]), len(pair[1]), SMALLEST + extra)
+    ranks = rank_blocks(*pair, remove_junk=True, memory_budget_bytes=SMALLEST + extra)
+    assert shape != (len(pair[0]), len(pair[1]))
+    assert np.array_equal(ranks.ranks, whole.ranks)
+    assert np.array_equal(ranks.num_kept, whole.num_kept)
+
+
+def test_ranks_do_not_depend_on_the_split_over_workers(pair, whole):
+    query, gallery = pair
+    slices = [query.samples[part] for part in (slice(0, 13), slice(13, 150), slice(150, 200))]
+    parts = [rank_blocks(select_embeddings(query, rows), gallery, remove_junk=True) for rows in slices]
+    assert np.array_equal(PositiveRanks.join(parts).ranks, whole.ranks)
+
+
+def test_the_budget_is_kept_for_a_gallery_that_does_not_fit():
+    query, gallery = random_embeddings(5, 130, dim=8, num_ids=900), random_embeddings(6, 60_000, dim=8, num_ids=900)
+    features = query.features.nbytes + gallery.features.nbytes
+    tracemalloc.start()
+    ranks = rank_blocks(query, gallery, remove_junk=True, memory_budget_bytes=SMALLEST)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert block_shape(130, 60_000, SMALLEST)[1] < 60_000
+    assert len(ranks.ranks) > 0
+    assert peak < SMALLEST + features
+
+
+def test_progress_counts_queries(pair):
+    seen = []
+    rank_blocks(*pair, remove_junk=True, memory_budget_bytes=SMALLEST, progress=lambda *now: seen.append(now))
+    assert seen == [(64, 200), (128, 200), (192, 200), (200, 200)]
+
+
+def test_too_small_a_budget_is_refused_with_the_least():
+    with pytest.raises(ValueError, match=r"at least 25 MB for ranking, got 10\.0 MB"):
+        block_shape(100, 100, 10 * 2**20)
+
+
+def test_features_that_cannot_be_compared_are_refused(pair):
+    query, gallery = pair
+    with pytest.raises(ValueError, match=r"got \(31,\) for the queries and \(32,\)"):
+        evaluate_blocks(replace(query, features=query.features[:, :31]), gallery, remove_junk=True)
+    zero = gallery.features.copy()
+    zero[17] = 0
+    with pytest.raises(ValueError, match="gallery features of length 1, got 0 in row 17"):
+        evaluate_blocks(query, replace(gallery, features=zero), remove_junk=True)
+
+
+@pytest.mark.parametrize(("value", "message"), [(0.0, "row 3 is zero-norm"), (np.nan, "row 3 is non-finite")])
+def test_features_without_a_direction_are_named(value, message):
+    features = np.ones((5, 4))
+    features[3] = value
+    with pytest.raises(ValueError, match=message):
+        normalised(features)
+
+
+def test_an_empty_gallery_is_refused(pair):
+    query, gallery = pair
+    empty = select_embeddings(gallery, np.zeros(0, np.int64))
+    with pytest.raises(ValueError, match="gallery with at least one image, got an empty one"):
+        module.evaluate_blocks(query, empty, remove_junk=True)

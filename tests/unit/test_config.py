@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from reid.config import (
+    FREE_KEYS,
+    ConfigError,
+    Experiment,
+    digest,
+    digestible,
+    load_experiment,
+    parse_yaml,
+    to_yaml,
+)
+
+CONFIGS = sorted((Path(__file__).parents[2] / "jobs" / "configs").glob("*.yaml"))
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_defaults_are_the_papers() -> None:
+    experiment = load_experiment(None)
+    assert experiment.data.plan.identities_per_batch == 16
+    assert experiment.data.plan.images_per_identity == 4
+    assert (experiment.data.transform.height, experiment.data.transform.padding) == (256, 10)
+    assert experiment.training.optimizer.learning_rate == 3.5e-4
+    assert experiment.training.optimizer.weight_decay == 5e-4
+    assert experiment.training.loop.epochs == 240
+    assert experiment.loss.planes.plane_weights == (0.5, 0.5, 0.3, 0.2)
+    assert experiment.loss.label_smoothing == 0.1
+    assert experiment.model.backbone.name == "resnet50"
+
+
+def test_overrides_win_over_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, "seed: 3\ntraining:\n  loop: {epochs: 7}\n")
+    experiment = load_experiment(path, ["training.loop.epochs=9", "model.planes=null"])
+    assert experiment.seed == 3
+    assert experiment.training.loop.epochs == 9
+    assert experiment.model.planes is None
+
+
+def test_all_problems_are_shown_at_once_with_their_paths(tmp_path: Path) -> None:
+    path = write(tmp_path, "sed: 1\ntraining:\n  loop: {epochs: many}\n  optimizer: {learning_rat: 1e-3}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(path, ["data.plan.identities_per_batch=-4"])
+    text = str(caught.value)
+    assert "sed: unknown key; did you mean 'seed'?" in text
+    assert "training.optimizer.learning_rat: unknown key; did you mean 'learning_rate'?" in text
+    assert "training.loop.epochs" in text
+    assert "'many'" in text
+    assert "data.plan.identities_per_batch" in text
+    assert len(caught.value.problems) == 4
+
+
+def test_a_key_of_another_section_is_found(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"epochs: unknown key; did you mean 'training\.loop\.epochs'"):
+        load_experiment(write(tmp_path, "epochs: 3\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: 1\nseed: 2\n", "line 2, column 1: key 'seed' is given twice"),
+        ("seed: [1\n", "line"),
+        ("- 1\n", "expected a mapping of settings, got list"),
+        ("seed: !!python/object/apply:os.system ['true']\n", "could not determine a constructor"),
+    ],
+)
+def test_bad_yaml_is_refused_with_its_place(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_experiment(write(tmp_path, text))
+
+
+def test_yaml_is_read_by_the_rules_of_version_1_2() -> None:
+    values = parse_yaml("a: 1e-3\nb: no\nc: 12:30\nd: 0.5\ne: null\nf: true\ng: -3\nh: 1_000\n")
+    assert values == {"a": 1e-3, "b": "no", "c": "12:30", "d": 0.5, "e": None, "f": True, "g": -3, "h": 1000}
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"gone\.yaml: .*\n.*No such file"):
+        load_experiment(tmp_path / "gone.yaml")
+
+
+@pytest.mark.parametrize("override", ["epochs", "=3", ""])
+def test_an_override_without_key_or_value_is_refused(override: str) -> None:
+    with pytest.raises(ConfigError, match="expected key=value"):
+        load_experiment(None, [override])
+
+
+def test_the_printed_config_reads_back_to_the_same(tmp_path: Path) -> None:
+    experiment = load_experiment(None, ["seed=5", "model.planes=null", "training.step.clip_gradient_norm=1e1"])
+    assert load_experiment(write(tmp_path, to_yaml(experiment))) == experiment
+    assert Experiment.model_validate(experiment.model_dump(mode="json")) == experiment
+
+
+def test_free_keys_exist_and_do_not_count() -> None:
+    experiment = load_experiment(None)
+    dumped = experiment.model_dump(mode="json")
+    for key in FREE_KEYS:
+        node = dumped
+        for part in key.split("."):
+            assert part in node, key
+            node = node[part]
+    free = load_experiment(None, ["name=other", "cluster.num_workers=4", "training.loop.epochs=3", "data.loader.processes=2"])
+    bound = load_experiment(None, ["training.optimizer.learning_rate=1e-3"])
+    assert digest(free) == digest(experiment)
+    assert digest(bound) != digest(experiment)
+    assert "training.optimizer.learning_rate" in digestible(experiment)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configs_load_and_say_how_to_run_them(path: Path) -> None:
+    load_experiment(path)
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert any("command" in line for line in header)
+    assert any("time" in line for line in header)
+
+
+def test_there_are_shipped_configs() -> None:
+    assert len(CONFIGS) >= 5
