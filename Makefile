@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup test check lock clean
+.PHONY: help setup demo test check kill-campaign kill-campaign-ray bench lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -15,6 +15,7 @@ $(READY): requirements.lock
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.5"
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
 setup: $(READY)  ## create .venv with the locked packages
@@ -25,8 +26,25 @@ check: $(READY)  ## format, lint, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+demo: $(READY)  ## synthetic vehicles -> shards -> PPT on two workers -> report, in a few minutes
+	$(BIN)/python jobs/make_synthetic.py --root data/demo-raw
+	$(BIN)/python jobs/make_shards.py data/demo-raw data/demo-shards --no-ray name=synthetic
+	$(BIN)/python jobs/train_ppt.py --config jobs/configs/demo.yaml
+
 test: check  ## the checks and the default test suite
 	$(BIN)/python -m pytest -m "not slow"
+
+kill-campaign: $(READY)  ## 50 kills of a training without Ray: nothing acknowledged may be lost
+	$(BIN)/python -m pytest -m slow tests/integration
+
+kill-campaign-ray: $(READY)  ## 5 kills of workers and drivers of a training on local Ray
+	$(BIN)/python -m pytest -m slow tests/cluster
+
+bench: $(READY)  ## all benchmarks, results as JSON below build/benchmarks
+	$(BIN)/python -m tests.benchmarks.bench_loader
+	$(BIN)/python -m tests.benchmarks.bench_triplet
+	$(BIN)/python -m tests.benchmarks.bench_step
+	$(BIN)/python -m tests.benchmarks.bench_ranking
 
 lock: $(READY)  ## resolve the newest packages into requirements.lock
 	$(BIN)/uv pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --upgrade --quiet -o requirements.lock

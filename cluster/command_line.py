@@ -1,8 +1,8 @@
 """The command line that all training jobs share: options, overrides, exit codes.
 
-Exit codes: 0 done; 2 the command line, the configuration or the cluster does not fit; 3 the data does not; 4 training failed and
-can be resumed; 130 interrupted. (`ray job submit` passes on 0 and 1 only; the code itself is in the job's details, and the
-reason is always the last line printed.)
+Exit codes: 0 done; 2 the command line, the configuration or the cluster does not fit; 3 the data does not; 4 training
+failed and can be resumed; 130 interrupted. (`ray job submit` passes on 0 and 1 only; the code itself is in the job's
+details, and the reason is always the last line printed.)
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import argparse
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
 from cluster.dry_run import dry_run
+from cluster.evaluation import EvaluationFailed
 from cluster.trainer import Resume, TrainingFailed, evaluate_run, train
-from reid.config import ConfigError, Experiment, load_experiment, to_yaml
+from reid.config import load_experiment, to_yaml
 from reid.contracts import DataError
 
 logger = logging.getLogger("reid")
@@ -27,21 +28,23 @@ def run_training_job(description: str, argv: Sequence[str] | None = None) -> int
     """Parses the command line, runs what it asks for and returns the exit code."""
     arguments = _parser(description).parse_args(argv)
     set_up_logging(arguments.verbose)
+    return exit_code(lambda: _run(arguments))
+
+
+def exit_code(work: Callable[[], None]) -> int:
+    """Does the work of a job and says how it ended, in words on standard error and as the exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        experiment = load_experiment(arguments.config, arguments.overrides)
-        if arguments.print_config:
-            sys.stdout.write(to_yaml(experiment))
-            return 0
-        return _run(experiment, arguments)
+        work()
     except DataError as error:
         return _end(3, f"data: {error}")
-    except (ConfigError, ValueError) as error:
-        return _end(2, str(error))
-    except TrainingFailed as error:
+    except (TrainingFailed, EvaluationFailed) as error:
         return _end(4, str(error))
+    except (ValueError, OSError) as error:
+        return _end(2, str(error))
     except KeyboardInterrupt:
         return _end(130, "interrupted; --resume auto continues at the newest checkpoint")
+    return 0
 
 
 def set_up_logging(verbose: bool = False) -> None:
@@ -53,14 +56,16 @@ def set_up_logging(verbose: bool = False) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
-def _run(experiment: Experiment, arguments: argparse.Namespace) -> int:
-    if arguments.dry_run:
-        return 0 if dry_run(experiment) else 2
-    if arguments.eval_only:
+def _run(arguments: argparse.Namespace) -> None:
+    experiment = load_experiment(arguments.config, arguments.overrides)
+    if arguments.print_config:
+        sys.stdout.write(to_yaml(experiment))
+    elif arguments.dry_run:
+        dry_run(experiment)
+    elif arguments.eval_only:
         evaluate_run(experiment)
-        return 0
-    train(experiment, Resume(arguments.resume))
-    return 0
+    else:
+        train(experiment, Resume(arguments.resume))
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
@@ -71,7 +76,8 @@ def _parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="check configuration, data, weights, storage and resources, run two steps and an evaluation, estimate time and memory",
+        help="check configuration, data, weights, storage and resources, try two steps and an evaluation,"
+        " estimate time and memory",
     )
     parser.add_argument("--eval-only", action="store_true", help="evaluate the newest checkpoint of the run and stop")
     parser.add_argument(

@@ -1,7 +1,7 @@
 """`--dry-run`: everything that could stop a run, tried before it costs anything.
 
-Configuration, data, weights and storage are checked here; then one worker's share of two steps and a small evaluation run as a Ray task
-with a training worker's resources, and what they took is the estimate of the whole.
+Configuration, data, weights and storage are checked here; then one worker's share of two steps and a small evaluation
+run as a Ray task with a training worker's resources, and what they took is the estimate of the whole.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from reid.build.run_plan import describe_plan
 from reid.build.training import build_step
 from reid.config import Experiment
 from reid.evaluation.protocols import rows_of_trials
+from reid.models.ppt import PPT
 from reid.storage import delete_tree, write_bytes_atomic
 
 logger = logging.getLogger(__name__)
@@ -42,8 +43,8 @@ class Trial:
     loss: float
 
 
-def dry_run(experiment: Experiment) -> bool:
-    """Runs all checks and prints the plan with estimates; True when the run can start.
+def dry_run(experiment: Experiment) -> None:
+    """Runs all checks and prints the plan with estimates.
 
     Raises:
         DataError: The shards cannot be used.
@@ -79,7 +80,6 @@ def dry_run(experiment: Experiment) -> bool:
         _duration(evaluation_seconds),
     )  # fmt: skip
     logger.info("dry run passed: the run can start")
-    return True
 
 
 @ray.remote(max_retries=0)
@@ -102,6 +102,7 @@ def _try_worker(experiment_json: dict[str, Any], device_name: str) -> Trial:
                 break
         stream.close()
         model = step.bare_model.eval()
+        assert isinstance(model, PPT)
         height, width = experiment.data.transform.height, experiment.data.transform.width
         images = torch.from_numpy(np.zeros((EVALUATION_IMAGES, 3, height, width), np.uint8)).to(device)
         began = time.perf_counter()

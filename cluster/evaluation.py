@@ -1,7 +1,7 @@
 """Evaluation workers: a checkpoint's images are embedded in slices and its queries ranked in blocks, as Ray tasks.
 
-A coordinating task (no CPU of its own) hands out slices; a worker that dies is replaced by Ray and only its slice repeated. Nothing
-here can harm the training that goes on beside it.
+A coordinating task (no CPU of its own) hands out slices; a worker that dies is replaced by Ray and only its slice
+repeated. Nothing here can harm the training that goes on beside it.
 """
 
 from __future__ import annotations
@@ -112,9 +112,7 @@ def _coordinate(experiment_json: dict[str, Any], checkpoint: str, name: str) -> 
             gallery = ray.put(select_embeddings(embeddings, trial.gallery_rows))
             blocks = [rows for rows in np.array_split(trial.query_rows, workers) if len(rows)]
             ranked = [
-                _rank.options(**options).remote(
-                    select_embeddings(embeddings, rows), gallery, trial.remove_junk, budget
-                )
+                _rank.options(**options).remote(select_embeddings(embeddings, rows), gallery, trial.remove_junk, budget)
                 for rows in blocks
             ]
             ranks.append(PositiveRanks.join(ray.get(ranked)))

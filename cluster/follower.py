@@ -1,8 +1,8 @@
 """Beside training, in the driver: prints progress, publishes figures, and has checkpoints evaluated.
 
-Training never waits for this: the follower reads what rank 0 wrote into the run folder (rows and committed checkpoints), gives
-each checkpoint that is due to evaluation workers, and stores the result beside it. A driver that died finds in the run folder what is
-still to be evaluated.
+Training never waits for this: the follower reads what rank 0 wrote into the run folder (rows and committed
+checkpoints), gives each checkpoint that is due to evaluation workers, and stores the result beside it. A driver that
+died finds in the run folder what is still to be evaluated.
 """
 
 from __future__ import annotations
@@ -145,7 +145,9 @@ def epoch_line(row: dict[str, Any], total_epochs: int) -> str:
     losses = [f"{key.removeprefix('loss/')} {value:.3f}" for key, value in row.items() if key.startswith("loss/")]
     if losses:
         parts.append("= " + " ".join(losses))
-    anchors = [f"{100 * value:.0f}" for key, value in row.items() if key.startswith("valid_anchors/") and "global" not in key]
+    anchors = [
+        f"{100 * value:.0f}" for key, value in row.items() if key.startswith("valid_anchors/") and "global" not in key
+    ]
     if anchors:
         parts.append(f"planes {'/'.join(anchors)}%")
     if "learning_rate" in row:

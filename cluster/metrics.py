@@ -1,8 +1,8 @@
 """Figures of a run for Prometheus and TensorBoard.
 
-Training workers publish through `ray.util.metrics` (each Ray node exports them on one port); what must outlive the workers, such as
-evaluation figures and progress, is published by the driver through prometheus-client. Labels come from fixed sets only: loss
-parts, planes, reasons; never names, paths or messages.
+Training workers publish through `ray.util.metrics` (each Ray node exports them on one port); what must outlive the
+workers, such as evaluation figures and progress, is published by the driver through prometheus-client. Labels come
+from fixed sets only: loss parts, planes, reasons; never names, paths or messages.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from reid.data.plan import PlanConfig
 
 logger = logging.getLogger(__name__)
 
+
 @contextmanager
 def ray_connection(num_cpus: int | None = None) -> Iterator[None]:
     """Ray for the time of a `with` block: the cluster of RAY_ADDRESS (set by `ray job submit`), else one of our own.
@@ -45,7 +46,7 @@ def ray_connection(num_cpus: int | None = None) -> Iterator[None]:
 
 
 def resolve_device(cluster: ClusterConfig) -> str:
-    """ "cuda" or "cpu" for this run, from what the connected cluster has.
+    """The device of this run, "cuda" or "cpu", from what the connected cluster has.
 
     Raises:
         ValueError: GPUs were asked for and there are too few.
@@ -54,13 +55,13 @@ def resolve_device(cluster: ClusterConfig) -> str:
     match cluster.device:
         case "cuda" if gpus < cluster.num_workers:
             raise ValueError(
-                f"cluster.device is cuda and cluster.num_workers is {cluster.num_workers}, but the cluster has {gpus} GPU(s);"
-                " lower num_workers, add GPU nodes, or set cluster.device=cpu"
+                f"cluster.device is cuda and cluster.num_workers is {cluster.num_workers}, but the cluster"
+                f" has {gpus} GPU(s); lower num_workers, add GPU nodes, or set cluster.device=cpu"
             )
         case "auto":
             if 0 < gpus < cluster.num_workers:
                 logger.warning(
-                    "the cluster has %d GPU(s) for %d workers: training on the CPU; set cluster.num_workers=%d to use them",
+                    "the cluster has %d GPU(s) for %d workers: training on the CPU; cluster.num_workers=%d would use them",
                     gpus, cluster.num_workers, gpus,
                 )  # fmt: skip
             return "cuda" if gpus >= cluster.num_workers else "cpu"
@@ -80,12 +81,13 @@ def check_resources(cluster: ClusterConfig) -> None:
     needed = cluster.num_workers * cluster.cpus_per_worker
     if needed > cpus:
         raise ValueError(
-            f"{cluster.num_workers} workers x {cluster.cpus_per_worker} CPU(s) = {needed} CPUs, but the cluster has {cpus:g};"
-            " lower cluster.num_workers or cluster.cpus_per_worker, or add nodes (RAY_AUTOSCALING=1 skips this check)"
+            f"{cluster.num_workers} workers x {cluster.cpus_per_worker} CPU(s) = {needed} CPUs, but the cluster has"
+            f" {cpus:g}; lower cluster.num_workers or cluster.cpus_per_worker, or add nodes (RAY_AUTOSCALING=1 skips this check)"
         )
     if cluster.cpus_per_evaluation_worker > cpus:
         raise ValueError(
-            f"cluster.cpus_per_evaluation_worker is {cluster.cpus_per_evaluation_worker:g}, but the cluster has {cpus:g} CPUs"
+            f"an evaluation worker needs {cluster.cpus_per_evaluation_worker:g} CPUs, but the cluster has {cpus:g};"
+            " lower cluster.cpus_per_evaluation_worker"
         )
     spare = cpus - needed
     if cluster.cpus_per_evaluation_worker > spare:
@@ -116,9 +118,7 @@ def scaling_config(cluster: ClusterConfig, device: str) -> ScalingConfig:
     resources: dict[str, float] = {"CPU": cluster.cpus_per_worker}
     if device == "cuda":
         resources["GPU"] = 1
-    return ScalingConfig(
-        num_workers=cluster.num_workers, use_gpu=device == "cuda", resources_per_worker=resources
-    )
+    return ScalingConfig(num_workers=cluster.num_workers, use_gpu=device == "cuda", resources_per_worker=resources)
 
 
 def run_config(cluster: ClusterConfig, storage: str, name: str) -> RunConfig:

@@ -1,7 +1,7 @@
 """Train PPT (part perspective transformation) on a Ray cluster.
 
     python jobs/train_ppt.py --config jobs/configs/ppt_veri776.yaml data.shards=/data/veri776-shards
-    ray job submit --working-dir . -- python jobs/train_ppt.py --config jobs/configs/ppt_veri776.yaml cluster.num_workers=4
+    ray job submit --working-dir . -- python jobs/train_ppt.py --config jobs/configs/ppt_veri776.yaml seed=1
 
 `model.planes=null` trains the plain baseline: the same code without the local branch.
 """

@@ -1,8 +1,9 @@
 """The configuration of a run: the folders' own settings composed into one `Experiment`, read strictly from YAML.
 
-A file holds only what differs from the defaults, which are the paper's. `key=value` on the command line overrides the file:
-dotted path, value in YAML (`training.loop.epochs=30`, `data.loader.processes=0`). Unknown keys, duplicate keys, wrong types and
-values out of range are errors; all of them are shown together, each with its path and, for a misspelt key, the likely one.
+A file holds only what differs from the defaults, which are the paper's. `key=value` on the command line overrides the
+file: dotted path, value in YAML (`training.loop.epochs=30`, `data.loader.processes=0`). Unknown keys, duplicate keys,
+wrong types and values out of range are errors; all of them are shown together, each with its path and, for a misspelt
+key, the likely one.
 """
 
 from __future__ import annotations
@@ -124,7 +125,8 @@ FREE_KEYS: tuple[str, ...] = (
     "training.loop.checkpoint_every_steps",
     "training.loop.log_every_steps",
 )
-"""What may change between a checkpoint and the run that continues it. The data set itself is compared by its manifest's hash."""
+"""What may change between a checkpoint and the run that continues it. The data set itself is compared by its
+manifest's hash."""
 
 
 class ConfigError(ValueError):
@@ -143,7 +145,6 @@ def load_experiment(path: str | Path | None, overrides: Sequence[str] = ()) -> E
     """
     source = "defaults" if path is None else str(path)
     values: dict[str, Any] = {}
-    problems: list[str] = []
     if path is not None:
         try:
             values = parse_yaml(Path(path).read_text(encoding="utf-8"))
@@ -151,6 +152,20 @@ def load_experiment(path: str | Path | None, overrides: Sequence[str] = ()) -> E
             raise ConfigError([f"cannot be read: {error.strerror or error}"], source) from None
         except yaml.YAMLError as error:
             raise ConfigError([_yaml_problem(error)], source) from None
+    return _validated(values, overrides, source)
+
+
+def with_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
+    """The experiment with `key=value` overrides, checked like a file.
+
+    Raises:
+        ConfigError: for anything wrong in the overrides, all problems together.
+    """
+    return _validated(experiment.model_dump(mode="json"), overrides, "overrides")
+
+
+def _validated(values: dict[str, Any], overrides: Sequence[str], source: str) -> Experiment:
+    problems: list[str] = []
     for override in overrides:
         try:
             _override(values, override)
@@ -169,7 +184,9 @@ def load_experiment(path: str | Path | None, overrides: Sequence[str] = ()) -> E
 def digestible(experiment: Experiment) -> dict[str, Any]:
     """Flat `{dotted key: value}` of all that decides what is learnt; what a resumed run is compared by."""
     flat = dict(_flatten(experiment.model_dump(mode="json")))
-    return {key: value for key, value in flat.items() if not any(key == f or key.startswith(f + ".") for f in FREE_KEYS)}
+    return {
+        key: value for key, value in flat.items() if not any(key == f or key.startswith(f + ".") for f in FREE_KEYS)
+    }
 
 
 def digest(experiment: Experiment) -> str:
@@ -183,12 +200,13 @@ def to_yaml(experiment: Experiment) -> str:
 
 
 def parse_yaml(text: str) -> dict[str, Any]:
-    """A mapping from YAML text, read by YAML 1.2's core rules: `1e-3` is a number, `no` a word, duplicate keys an error.
+    r"""A mapping from YAML text, read by YAML 1.2's core rules: `1e-3` is a number, `no` a word, duplicate keys an
+    error.
 
-    >>> parse_yaml("rate: 1e-3\\nanswer: no")
+    >>> parse_yaml("rate: 1e-3\nanswer: no")
     {'rate': 0.001, 'answer': 'no'}
     """
-    value = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader with stricter rules
+    value = yaml.load(text, Loader=_StrictLoader)
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -199,7 +217,7 @@ def parse_yaml(text: str) -> dict[str, Any]:
 class _StrictLoader(yaml.SafeLoader):
     """SafeLoader by YAML 1.2's core schema, refusing duplicate keys."""
 
-    yaml_implicit_resolvers: typing.ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - the base class declares it so
 
 
 for _tag, _pattern, _first in (
@@ -242,7 +260,7 @@ def _override(values: dict[str, Any], override: str) -> None:
             # A null or absent section is opened by an override inside it.
             child = node[name] = {}
         node = child
-    node[last] = yaml.load(text, Loader=_StrictLoader)  # noqa: S506
+    node[last] = yaml.load(text, Loader=_StrictLoader)
 
 
 def _problem(detail: Mapping[str, Any]) -> str:

@@ -45,7 +45,8 @@ class Record:
     """One raw image of a data set and what its release says about it."""
 
     key: str
-    """Name of the image without its ending, unique within its split: `[A-Za-z0-9_-]{1,128}` (no dots: tar members are split there)."""
+    """Name of the image without its ending, unique within its split: `[A-Za-z0-9_-]{1,128}` (no dots: tar members are
+    split there)."""
     path: Path
     """The raw image file."""
     split: Split
@@ -95,7 +96,9 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PPTOutput:
-    """What PPT's network gives in training (METHOD 1.3). All in the autocast dtype of the run; losses cast to float32."""
+    """What PPT's network gives in training (METHOD 1.3). All in the autocast dtype of the run; losses cast to
+    float32.
+    """
 
     features: Tensor
     """(B, C) pooled features before the BNNeck: metric losses."""
@@ -114,8 +117,8 @@ class LossTerms:
     total: Tensor
     """Scalar float32 with a graph; its average over the workers has the gradient of the global batch."""
     parts: Mapping[str, Tensor]
-    """Unweighted parts by name ("identity", "triplet", "planes"): detached float32 scalars, each the global-batch value or a
-    per-worker mean whose average over workers is the global value."""
+    """Unweighted parts by name ("identity", "triplet", "planes"): detached float32 scalars, each the global-batch
+    value or a per-worker mean whose average over workers is the global value."""
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
     """Other detached scalars worth logging, such as "valid_anchors/front" (share of the global batch, 0..1)."""
 
@@ -145,7 +148,8 @@ class EpochResult:
     """Batches consumed since the beginning of the run."""
     finished_epoch: bool
     metrics: Mapping[str, float]
-    """Means since the last result: loss parts, learning rate, gradient norm, images per second, data waiting share ..."""
+    """Means since the last result: loss parts, learning rate, gradient norm, images per second, data waiting share
+    ..."""
     checkpoint: str | None = None
     """Name of the checkpoint that was committed at this point."""
 

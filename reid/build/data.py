@@ -7,11 +7,11 @@ from numpy.typing import NDArray
 
 from reid.config import Experiment
 from reid.contracts import DataError
-from reid.data.shard_set import ShardSet, open_shards
+from reid.data.shard_set import ShardSet, Verify, open_shards
 from reid.data.stream import EvalStream, TrainStream
 
 
-def open_data(experiment: Experiment, *, verify: str | None = None) -> ShardSet:
+def open_data(experiment: Experiment, *, verify: Verify | None = None) -> ShardSet:
     """The data set of an experiment, checked as `data.verify` says.
 
     Args:

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reid.build.data import open_eval_stream
+from reid.build.data import open_data, open_eval_stream
 from reid.build.training import build_model
 from reid.config import Experiment
 from reid.contracts import Embeddings
 from reid.data.shard_set import ShardSet
 from reid.evaluation.examples import RankList, choose_queries, nearest_entries
 from reid.evaluation.extract import extract_features, make_embeddings, select_embeddings
-from reid.evaluation.protocols import Trial, protocol_notes, protocol_trials
+from reid.evaluation.protocols import Trial, protocol_notes, protocol_trials, rows_of_trials
 from reid.evaluation.ranking import PositiveRanks
 from reid.evaluation.results import RetrievalResult
 from reid.evaluation.trials import evaluate_trials, make_result
@@ -52,6 +52,16 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """Plain data for the run folder."""
         return {**self.result.to_json(), "examples": list(self.examples)}
+
+
+def load_trained_experiment(checkpoint: Location) -> Experiment:
+    """The configuration of the run that wrote a checkpoint folder.
+
+    Raises:
+        ValueError: The folder is no sound checkpoint.
+    """
+    store = CheckpointStore(open_location(checkpoint.uri.rstrip("/").rpartition("/")[0]))
+    return Experiment.model_validate(store.load_run(checkpoint.name).config)
 
 
 def load_trained_model(checkpoint: Location, device: torch.device) -> TrainedModel:
@@ -125,19 +135,18 @@ def conclude(
     return Evaluation(result=result, examples=tuple(_examples(experiment, trials[0], ranks[0], embeddings)))
 
 
-def evaluate_here(
-    experiment: Experiment, checkpoint: Location, shards: ShardSet, device: torch.device, *, name: str = ""
-) -> Evaluation:
-    """The whole evaluation in this process; evaluation workers give the same figures."""
+def evaluate_here(experiment: Experiment, checkpoint: Location, *, name: str = "") -> Evaluation:
+    """The whole evaluation in this process and on the CPU; evaluation workers give the same figures."""
     began = time.monotonic()
-    trained = load_trained_model(checkpoint, device)
-    trials = evaluation_trials(experiment, shards)
-    rows = np.unique(np.concatenate([r for trial in trials for r in (trial.query_rows, trial.gallery_rows)]))
-    embeddings = embed_rows(experiment, trained, shards, rows, device)
-    ranks = evaluate_trials(embeddings, trials, memory_budget_bytes=experiment.evaluation.memory_budget_mb << 20)
-    return conclude(
-        experiment, trained, shards, trials, ranks, embeddings, name=name, seconds=time.monotonic() - began
-    )
+    device = torch.device("cpu")
+    with open_data(experiment) as shards:
+        trained = load_trained_model(checkpoint, device)
+        trials = evaluation_trials(experiment, shards)
+        embeddings = embed_rows(experiment, trained, shards, rows_of_trials(trials), device)
+        ranks = evaluate_trials(embeddings, trials, memory_budget_bytes=experiment.evaluation.memory_budget_mb << 20)
+        return conclude(
+            experiment, trained, shards, trials, ranks, embeddings, name=name, seconds=time.monotonic() - began
+        )
 
 
 def _examples(

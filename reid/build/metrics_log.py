@@ -1,8 +1,8 @@
 """`metrics.jsonl`: every figure of a run, one JSON object a line, appended by training and by evaluation.
 
-Rows carry `kind` ("interval", "epoch", "evaluation", "message"), `step` and `epoch`. The file is append-only: after a resume a step may
-stand twice, and the later row counts (`read_metrics` keeps only that one). An object store cannot append, so there each writer
-keeps an object of its own, `metrics.<writer>.jsonl`, rewritten at each flush.
+Rows carry `kind` ("interval", "epoch", "evaluation", "message"), `step` and `epoch`. The file is append-only: after a
+resume a step may stand twice, and the later row counts (`read_metrics` keeps only that one). An object store cannot
+append, so there each writer keeps an object of its own, `metrics.<writer>.jsonl`, rewritten at each flush.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ class MetricsLog:
 
 def read_metrics(folder: Location) -> list[dict[str, Any]]:
     """All rows of a run in the order of (step, kind); of rows for the same kind and step the last one written."""
-    names = [n for n in list_names(folder) if n.startswith("metrics") and n.endswith(".jsonl")] if exists(folder) else []
+    names = (
+        [n for n in list_names(folder) if n.startswith("metrics") and n.endswith(".jsonl")] if exists(folder) else []
+    )
     rows: dict[tuple[int, str, str], dict[str, Any]] = {}
     for name in sorted(names):
         for line in read_bytes(folder.child(name)).decode().splitlines():

@@ -120,13 +120,17 @@ def _curves(
         figure: [(step, 100 * result.figures()[figure]) for step, result in zip(steps, results, strict=True)]
         for figure in ("mAP", "R1", "mINP")
     }
-    drawings = [
+    drawings: list[tuple[Mapping[str, Sequence[tuple[float, float]]], str, str]] = [
         (losses, "loss", "Losses (mean of each epoch)"),
         (figures, "percent", "Retrieval"),
         (anchors, "percent of anchors", "Anchors that count, per plane"),
     ]
     pictures = [
-        Picture(data=draw_curves(curves, x_label="step", y_label=label, title=title), media_type="image/svg+xml", caption=title)
+        Picture(
+            data=draw_curves(curves, x_label="step", y_label=label, title=title),
+            media_type="image/svg+xml",
+            description=title,
+        )
         for curves, label, title in drawings
         if any(curves.values())
     ]
@@ -142,9 +146,13 @@ def _rank_lists(examples: Sequence[Mapping[str, Any]], shards: ShardSet) -> list
             if example["difficulty"] == difficulty
         ]
         if pictures:
-            introduction = "Query in blue; right vehicles in green, wrong ones in red frames; camera and distance below."
+            introduction = (
+                "Query in blue; right vehicles in green, wrong ones in red frames; camera and distance below."
+            )
             sections.append(
-                Section(title=f"Rank lists: {difficulty} queries", introduction=introduction, pictures=pictures, wide=True)
+                Section(
+                    title=f"Rank lists: {difficulty} queries", introduction=introduction, pictures=pictures, wide=True
+                )
             )
     return sections
 
@@ -180,7 +188,10 @@ def _planes(experiment: Experiment, shards: ShardSet) -> list[Section]:
         planes = find_planes(torch.from_numpy(keypoints[None].copy()), image.shape[0], image.shape[1], config)
         tiles.append(draw_planes(image, planes.corners[0].numpy(), planes.visible[0].numpy(), keypoints, tile_size=190))
     mosaic = column([row(tiles[start : start + 6]) for start in range(0, len(tiles), 6)])
-    introduction = "Training images with their keypoints and the planes that PPT warps: front orange, back purple, side blue, top green."
+    introduction = (
+        "Training images with their keypoints and the planes that PPT warps:"
+        " front orange, back purple, side blue, top green."
+    )
     return [Section(title="Planes", introduction=introduction, pictures=[_jpeg(mosaic, "")], wide=True)]
 
 
@@ -208,7 +219,8 @@ def _activations(
         images = [image.permute(1, 2, 0).contiguous().numpy() for image in batch.images]
         picture = activation_picture((images[0], images[1]), heats, captions=("query", "nearest wrong vehicle"))
         pictures.append(_jpeg(picture, ""))
-    introduction = "Where the network sees the difference between a query and the nearest wrong vehicle (distance activation maps)."
+    introduction = "Where the network sees the difference between a query and the nearest wrong vehicle (distance activation"
+        " maps)."
     return [Section(title="Activation maps", introduction=introduction, pictures=pictures)] if pictures else []
 
 

@@ -1,13 +1,13 @@
 """Where a run keeps what: one folder, the same for training, evaluation and the report.
 
-    <runs>/<name>/
-      config.yaml                      the resolved configuration
-      checkpoints/step-00000225/       reid.training.checkpoint
-      metrics.jsonl                    one row every few steps, one an epoch
-      evaluations/step-00000225.json   results of evaluation workers, or why there are none
-      tensorboard/                     events
-      report/                          index.html, report.json
-      ray/                             Ray's own bookkeeping; nothing in it is needed to resume
+<runs>/<name>/
+  config.yaml                      the resolved configuration
+  checkpoints/step-00000225/       reid.training.checkpoint
+  metrics.jsonl                    one row every few steps, one an epoch
+  evaluations/step-00000225.json   results of evaluation workers, or why there are none
+  tensorboard/                     events
+  report/                          index.html, report.json
+  ray/                             Ray's own bookkeeping; nothing in it is needed to resume
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ def describe_plan(experiment: Experiment, shards: ShardSet, *, device: str, resu
         resumed_from: The checkpoint that the run continues at.
     """
     plan, training, cluster = experiment.data.plan, experiment.training, experiment.cluster
+    evaluation = experiment.evaluation
     manifest = shards.manifest
     stream = open_train_stream(experiment, shards, 0, 1)
     exposure = stream.exposure(0)
@@ -25,9 +26,11 @@ def describe_plan(experiment: Experiment, shards: ShardSet, *, device: str, resu
     steps = exposure.num_steps
     others = ", ".join(f"{count:,} {split}" for split, count in manifest.counts.items() if split != "train")
     transform = experiment.data.transform
+    train_images, accumulated = manifest.counts.get("train", 0), training.step.accumulate_batches
     lines = {
-        "run": f"{experiment.name}, seed {experiment.seed}: " + (f"continues at {resumed_from}" if resumed_from else "new"),
-        "data": f"{manifest.name}: {manifest.counts.get('train', 0):,} images of {manifest.num_classes:,} vehicles to train on; {others}",
+        "run": f"{experiment.name}, seed {experiment.seed}: "
+        + (f"continues at {resumed_from}" if resumed_from else "new"),
+        "data": f"{manifest.name}: {train_images:,} images of {manifest.num_classes:,} vehicles to train on; {others}",
         "shards": f"{len(manifest.shards)} files, {manifest.num_bytes / 1e6:,.1f} MB, hash {manifest.hash[:12]}",
         "batch": (
             f"{plan.batch_size} = {plan.identities_per_batch} identities x {plan.images_per_identity} images"
@@ -37,12 +40,12 @@ def describe_plan(experiment: Experiment, shards: ShardSet, *, device: str, resu
         "epoch": str(exposure),
         "length": (
             f"about {steps * training.loop.epochs:,} steps = {steps:,} x {training.loop.epochs} epochs"
-            + (f", {training.step.accumulate_batches} batches an update" if training.step.accumulate_batches > 1 else "")
+            + (f", {accumulated} batches an update" if accumulated > 1 else "")
         ),
         "learning rate": _learning_rates(experiment),
         "model": _model(experiment),
-        "evaluation": f"{experiment.evaluation.protocol} every {experiment.evaluation.every_epochs} epoch(s) and at the end,"
-        f" on {cluster.evaluation_workers} evaluation worker(s) while training goes on",
+        "evaluation": f"{evaluation.protocol} every {evaluation.every_epochs} epoch(s) and at the end, on"
+        f" {cluster.evaluation_workers} evaluation worker(s) while training goes on",
     }
     width = max(map(len, lines))
     return "plan of the run\n" + "\n".join(f"  {key:<{width}}  {text}" for key, text in lines.items())

@@ -65,12 +65,12 @@ def build_model(experiment: Experiment, num_classes: int) -> PPT:
 
 def describe_run(experiment: Experiment, data_hash: str) -> RunDescription:
     """What checkpoints say about the run, and what a resumed run is compared by."""
-    return RunDescription(
-        config=experiment.model_dump(mode="json"), fixed=digestible(experiment), data_hash=data_hash
-    )
+    return RunDescription(config=experiment.model_dump(mode="json"), fixed=digestible(experiment), data_hash=data_hash)
 
 
-def build_step(experiment: Experiment, num_classes: int, device: torch.device, *, pretrained: bool = True) -> TrainingStep:
+def build_step(
+    experiment: Experiment, num_classes: int, device: torch.device, *, pretrained: bool = True
+) -> TrainingStep:
     """Model, loss and optimiser of a run on a device; the process group, if any, must exist.
 
     Args:
@@ -83,9 +83,7 @@ def build_step(experiment: Experiment, num_classes: int, device: torch.device, *
     seed_everything(experiment.seed)
     if not pretrained:
         backbone = experiment.model.backbone.model_copy(update={"weights": None})
-        experiment = experiment.model_copy(
-            update={"model": experiment.model.model_copy(update={"backbone": backbone})}
-        )
+        experiment = experiment.model_copy(update={"model": experiment.model.model_copy(update={"backbone": backbone})})
     model: nn.Module = prepare_model(build_model(experiment, num_classes), training.step, device)
     optimizer = build_optimizer(parameter_groups(model, training.optimizer), training.optimizer)
     return TrainingStep(model, partial(ppt_loss, config=experiment.loss), optimizer, training.step)

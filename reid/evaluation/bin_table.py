@@ -114,8 +114,8 @@ class BinTable:
         run_ends = ends[np.append(is_first[1:], True)]
         next_starts = np.append(run_starts[1:], self._num_bins)
         next_starts[self._run_begins[1:] - 1] = self._num_bins
-        # Parts in turn: a run, the gap after it, the next run ... An undecided part is 255 whatever the turn, as OR leaves
-        # it; the classes of a gap begin at a multiple of the number of turns, a power of two.
+        # Parts: a run, the gap after it, the next run ... An undecided part is 255 whatever the turn, as OR leaves it;
+        # the classes of a gap begin at a multiple of the number of turns, a power of two.
         num_gaps = np.diff(self._run_begins)
         self._num_turns = 1 << (np.frexp(_UNDECIDED // num_gaps)[1] - 1)
         gap_in_row = np.arange(len(run_starts)) - np.repeat(self._run_begins[:-1], num_gaps)

@@ -36,7 +36,7 @@ SAMPLE: Final = 256
 """Entries of a row looked at to choose the way to count."""
 
 # Nanoseconds per entry of a row, and per row, on one core with AVX2. The choice depends on them, never the result.
-_NEAR, _NEAR_SURVIVOR, _DIRECT, _TABLE = 0.3, 12.0, 0.27, 1.3
+_NEAR, _NEAR_SURVIVOR, _DIRECT, _TABLE = 0.3, 30.0, 0.27, 1.5
 _DIRECT_CALL, _TABLE_CALL = 4_000.0, 22_000.0
 _NUM_DIRECT: Final = np.array([0, 1, 2, 3, 5, 8])
 """Numbers of far distances that are considered for direct counting."""

@@ -76,8 +76,13 @@ class EvaluationConfig(Settings):
 class IndexColumns(Protocol):
     """What a protocol needs of the index."""
 
-    vehicle_id: NDArray[np.object_]
-    camera_id: NDArray[np.object_]
+    @property
+    def vehicle_id(self) -> NDArray[np.object_]:
+        """(N,) identities as text."""
+
+    @property
+    def camera_id(self) -> NDArray[np.object_]:
+        """(N,) cameras as text; empty when unknown."""
 
     def rows(self, split: Split, subset: str | None = None) -> Int64Array:
         """Ascending rows of a split."""

@@ -22,8 +22,8 @@ class StepConfig(Settings):
     """How a step is computed."""
 
     precision: Literal["auto", "bf16", "fp16", "float32"] = "auto"
-    """Autocast type of the network; weights, losses and the optimiser stay float32. fp16 scales the loss. auto: bf16 where
-    the hardware computes in it, else float32."""
+    """Autocast type of the network; weights, losses and the optimiser stay float32. fp16 scales the loss. auto: bf16
+    where the hardware computes in it, else float32."""
     channels_last: bool = True
     """Memory layout of images and convolution weights; same numbers, faster."""
     accumulate_batches: int = Field(default=1, ge=1)

@@ -68,7 +68,7 @@ def framed(image: Image, colour: Colour, thickness: int) -> Image:
 def captioned(image: Image, text: str, colour: Colour = INK, background: Colour = PAPER, height: int = 22) -> Image:
     """The image with a line of text below it; the text shrinks to fit."""
     strip = filled(height, image.shape[1], background)
-    write_text(strip, text, (4, height - 7), 0.42, colour, max_width=image.shape[1] - 8)
+    write_text(strip, text, (4, height - 7), 0.5, colour, max_width=image.shape[1] - 8)
     return np.concatenate((image, strip))
 
 

@@ -4,10 +4,10 @@
     python -m tests.benchmarks.bench_ranking --features        # from 2,048-dimensional features, within a memory budget
 
 CPU-seconds of one thread for all queries, extrapolated from one block of them. Three models are played: a good one, a
-weak one and one that knows nothing (every positive anywhere in the gallery: the most work for counting). The sort in the
-same run is NumPy's argsort of each row alone, without any figure from it. The published reference is the best compiled
-ranking of a well-known toolbox (fast-reid's Cython, argsort included) on an idle machine (AMD EPYC, two cores): 0.42 s at
-VeRi size, 53 s at VERI-Wild-large. Rounds alternate; median and spread.
+weak one and one that knows nothing (every positive anywhere in the gallery: the most work for counting). The sort in
+the same run is NumPy's argsort of each row alone, without any figure from it. The published reference is the best
+compiled ranking of a known toolbox (fast-reid, Cython, argsort included) on an idle machine (AMD EPYC, two cores):
+0.42 s at VeRi size, 53 s at VERI-Wild-large. Rounds alternate; median and spread.
 """
 
 from __future__ import annotations

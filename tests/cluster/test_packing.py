@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import gc
-import secrets
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 
 from cluster.packing import run_on_ray
+from cluster.resources import ray_connection
 from reid.data.shards import pack_shards
 from tests.unit.data.raw_images import SMALL, draw_records, encoded_noise
 
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    """A Ray of our own on the loopback interface, with its own token."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "token")
-        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        patch.setenv("RAY_worker_niceness", "0")
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="warning")
-        yield
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)  # Ray forgets its processes before they are gone
-            ray.shutdown()
-            gc.collect()
+    """A Ray of our own on the loopback interface."""
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        patch.delenv("RAY_ADDRESS", raising=False)
+        with ray_connection(num_cpus=2):
+            yield
+        warnings.simplefilter("ignore", ResourceWarning)  # Ray forgets its processes before they are gone
+        gc.collect()
 
 
 @pytest.mark.ray

@@ -107,7 +107,9 @@ def test_free_keys_exist_and_do_not_count() -> None:
         for part in key.split("."):
             assert part in node, key
             node = node[part]
-    free = load_experiment(None, ["name=other", "cluster.num_workers=4", "training.loop.epochs=3", "data.loader.processes=2"])
+    free = load_experiment(
+        None, ["name=other", "cluster.num_workers=4", "training.loop.epochs=3", "data.loader.processes=2"]
+    )
     bound = load_experiment(None, ["training.optimizer.learning_rate=1e-3"])
     assert digest(free) == digest(experiment)
     assert digest(bound) != digest(experiment)

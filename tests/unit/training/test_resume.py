@@ -35,6 +35,7 @@ def _loop(**changes: Any) -> LoopConfig:
 @pytest.mark.parametrize(
     ("config", "optimizer"), KINDS, ids=["adam-ema-clip", "adamw-bf16", "sgd-fp16-ema", "accumulate"]
 )
+@pytest.mark.usefixtures("low_precision_hardware")
 def test_ten_steps_equal_five_steps_a_checkpoint_and_five_more(
     tmp_path: Path, config: StepConfig, optimizer: OptimizerConfig
 ) -> None:
@@ -111,6 +112,7 @@ def test_moments_take_the_memory_layout_of_channels_last_weights(tmp_path: Path)
     assert resumed.optimizer.state[weight]["exp_avg"].stride() == weight.stride()
 
 
+@pytest.mark.usefixtures("low_precision_hardware")
 def test_another_precision_or_average_is_refused(tmp_path: Path) -> None:
     store = CheckpointStore(open_location(tmp_path))
     step = build_step(StepConfig(precision="fp16", ema_decay=0.9))

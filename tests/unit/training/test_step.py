@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from reid.contracts import Batch, LossTerms
 from reid.training.optim import OptimizerConfig
-from reid.training.step import NonFiniteLossError, StepConfig, TrainingStep, prepare_model
+from reid.training.step import NonFiniteLossError, StepConfig, TrainingStep, prepare_model, resolve_precision
 from tests.unit.training.small_run import PlannedStream, SmallNet, build_step, differing, everything, identity_loss
 
 SGD = OptimizerConfig(name="sgd", learning_rate=0.1)
@@ -136,6 +136,7 @@ def test_too_many_bad_steps_in_a_row_abort_with_a_report() -> None:
     assert [key for key in differing(before, everything(step)) if "num_batches" not in key] == []
 
 
+@pytest.mark.usefixtures("low_precision_hardware")
 def test_fp16_halves_its_scale_on_overflow_and_aborts_below_one() -> None:
     step = build_step(
         StepConfig(precision="fp16"), objective=_poisoned(set(range(1, 40)), lambda loss: loss * float("inf"))
@@ -149,6 +150,7 @@ def test_fp16_halves_its_scale_on_overflow_and_aborts_below_one() -> None:
         _train(step, range(2, 40))
 
 
+@pytest.mark.usefixtures("low_precision_hardware")
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_low_precision_follows_float32(precision: Any) -> None:
     losses = {}
@@ -189,3 +191,17 @@ def test_an_objective_with_parameters_is_refused() -> None:
 def _train(step: TrainingStep, steps: range) -> None:
     for index in steps:
         step.train_batch(PlannedStream().batch(0, index))
+
+
+@pytest.mark.usefixtures("no_low_precision_hardware")
+def test_a_precision_that_could_only_be_emulated_is_refused_and_auto_avoids_it() -> None:
+    cpu = torch.device("cpu")
+    assert resolve_precision(StepConfig(), cpu) == "float32"
+    for kind in ("bf16", "fp16"):
+        with pytest.raises(ValueError, match=f"this cpu has no {kind} arithmetic; set auto or float32"):
+            resolve_precision(StepConfig.model_validate({"precision": kind}), cpu)
+
+
+@pytest.mark.usefixtures("low_precision_hardware")
+def test_auto_takes_bf16_where_the_hardware_has_it() -> None:
+    assert resolve_precision(StepConfig(), torch.device("cpu")) == "bf16"

@@ -1,0 +1,59 @@
+"""Evaluate any checkpoint on evaluation workers, under one protocol or several.
+
+    python jobs/evaluate.py runs/ppt-veri776/checkpoints/step-00141600
+    python jobs/evaluate.py runs/ppt-wild/checkpoints/step-00302820 --protocol veriwild-small --protocol veriwild-large
+    ray job submit --working-dir . -- python jobs/evaluate.py /runs/a/checkpoints/step-00001200 data.shards=/data/other
+
+Data set and settings are those of the run that trained the checkpoint unless key=value overrides say otherwise. Prints
+one table; `--output` writes figures, protocol and hashes as JSON. Exit codes as for training: 0, 2 (call), 3 (data), 4
+(failed).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from cluster.command_line import exit_code, set_up_logging
+from cluster.evaluation import evaluate_checkpoint
+from cluster.resources import check_resources, ray_connection
+from reid.build.evaluation import evaluate_here, load_trained_experiment
+from reid.config import with_overrides
+from reid.evaluation.results import RetrievalResult, results_table
+from reid.storage import open_location
+
+
+def main() -> int:
+    """Evaluates what the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", help="checkpoint folder or URL")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a setting of the run")
+    parser.add_argument("--protocol", action="append", help="protocol to score under; may be repeated")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--no-ray", action="store_true", help="evaluate in this process")
+    arguments = parser.parse_intermixed_args()
+    set_up_logging()
+    return exit_code(lambda: _evaluate(arguments))
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    location = open_location(arguments.checkpoint)
+    trained = with_overrides(load_trained_experiment(location), arguments.overrides)
+    protocols = arguments.protocol or [trained.evaluation.protocol]
+    experiments = [with_overrides(trained, [f"evaluation.protocol={protocol}"]) for protocol in protocols]
+    results: list[RetrievalResult] = []
+    if arguments.no_ray:
+        results = [evaluate_here(experiment, location, name=location.name).result for experiment in experiments]
+    else:
+        with ray_connection():
+            check_resources(trained.cluster)
+            results = [evaluate_checkpoint(e, location.uri, name=location.name).result for e in experiments]
+    print(results_table(results))
+    if arguments.output:
+        arguments.output.write_text(json.dumps([result.to_json() for result in results], indent=1, allow_nan=False))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
