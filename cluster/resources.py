@@ -61,7 +61,7 @@ def resolve_device(cluster: ClusterConfig) -> str:
         case "auto":
             if 0 < gpus < cluster.num_workers:
                 logger.warning(
-                    "the cluster has %d GPU(s) for %d workers: training on the CPU; cluster.num_workers=%d would use them",
+                    "%d GPU(s) for %d workers: training on the CPU; cluster.num_workers=%d would use them",
                     gpus, cluster.num_workers, gpus,
                 )  # fmt: skip
             return "cuda" if gpus >= cluster.num_workers else "cpu"
@@ -80,9 +80,10 @@ def check_resources(cluster: ClusterConfig) -> None:
     cpus = ray.cluster_resources().get("CPU", 0)
     needed = cluster.num_workers * cluster.cpus_per_worker
     if needed > cpus:
+        workers, each = cluster.num_workers, cluster.cpus_per_worker
         raise ValueError(
-            f"{cluster.num_workers} workers x {cluster.cpus_per_worker} CPU(s) = {needed} CPUs, but the cluster has"
-            f" {cpus:g}; lower cluster.num_workers or cluster.cpus_per_worker, or add nodes (RAY_AUTOSCALING=1 skips this check)"
+            f"{workers} workers x {each} CPU(s) = {needed} CPUs, but the cluster has {cpus:g}"
+            ": lower cluster.num_workers or cluster.cpus_per_worker, or add nodes (RAY_AUTOSCALING=1 skips this check)"
         )
     if cluster.cpus_per_evaluation_worker > cpus:
         raise ValueError(

@@ -219,8 +219,9 @@ def _activations(
         images = [image.permute(1, 2, 0).contiguous().numpy() for image in batch.images]
         picture = activation_picture((images[0], images[1]), heats, captions=("query", "nearest wrong vehicle"))
         pictures.append(_jpeg(picture, ""))
-    introduction = "Where the network sees the difference between a query and the nearest wrong vehicle (distance activation"
-        " maps)."
+    introduction = (
+        "Where the network sees what tells a query from the nearest wrong vehicle (distance activation maps)."
+    )
     return [Section(title="Activation maps", introduction=introduction, pictures=pictures)] if pictures else []
 
 

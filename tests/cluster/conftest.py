@@ -1,0 +1,62 @@
+"""A small packed data set and a local Ray for the tests of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.resources import ray_connection
+from reid.config import Experiment, load_experiment
+from reid.data.readers import DatasetConfig, read_dataset
+from reid.data.shards import PackConfig, pack_shards
+from reid.data.synthetic import SyntheticConfig, write_synthetic_veri
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of a dozen synthetic vehicles."""
+    folder = tmp_path_factory.mktemp("tiny")
+    config = SyntheticConfig(
+        num_train_identities=12, num_test_identities=4, num_cameras=4, cameras_per_identity=4, images_per_camera=1
+    )
+    write_synthetic_veri(folder / "raw", config)
+    records = read_dataset(DatasetConfig(format="veri776", root=str(folder / "raw")))
+    pack_shards(records, folder / "shards", PackConfig(name="tiny"))
+    return folder / "shards"
+
+
+def tiny_experiment(shards: Path, runs: Path, *overrides: str) -> Experiment:
+    """A run of seconds: ResNet-18 at 32 px, float32, one thread a worker."""
+    return load_experiment(
+        None,
+        [
+            "name=tiny",
+            f"runs={runs}",
+            f"data.shards={shards}",
+            "data.transform.height=32",
+            "data.transform.width=32",
+            "data.transform.padding=2",
+            "data.plan.identities_per_batch=4",
+            "data.plan.images_per_identity=2",
+            "model.backbone.name=resnet18",
+            "training.step.precision=float32",
+            "training.loop.epochs=2",
+            "training.loop.log_every_steps=2",
+            "training.schedule.warmup_epochs=1",
+            "evaluation.every_epochs=2",
+            "evaluation.num_rank_lists=3",
+            "cluster.num_workers=2",
+            "cluster.evaluation_workers=2",
+            "cluster.cpus_per_evaluation_worker=0",
+            *overrides,
+        ],
+    )
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """One local Ray for all tests that do not kill it."""
+    with ray_connection(num_cpus=3):
+        yield
