@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Processes start seconds sooner when the bytecode of what they import is kept.
+unexport PYTHONDONTWRITEBYTECODE
 READY := $(VENV)/.ready
 
 .PHONY: help setup demo test check kill-campaign kill-campaign-ray bench lock clean

@@ -88,10 +88,9 @@ def train(experiment: Experiment, resume: Resume = Resume.AUTO) -> TrainingOutco
             try:
                 trainer.fit()
             except TrainingFailedError as error:
-                reason = str(error).strip().splitlines()
                 raise TrainingFailed(
-                    f"training failed: {reason[-1] if reason else type(error).__name__}; what was committed is safe in"
-                    f" {folder.checkpoints.uri}, the same command with --resume auto continues there"
+                    f"training failed: {_cause(error)}\nWhat was committed is safe in {folder.checkpoints.uri};"
+                    " the same command with --resume auto continues there"
                 ) from error
             results = follower.finish()
         page = write_run_report(experiment, folder, shards, plan)
@@ -133,3 +132,15 @@ def _check_resume(experiment: Experiment, folder: RunFolder, data_hash: str, res
     if newest is not None:
         refuse_other_run(store.load(newest), describe_run(experiment, data_hash))
     return newest
+
+
+def _cause(error: TrainingFailedError) -> str:
+    """What the failed workers said, each text once with its ranks."""
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    if not failures:
+        return str(error).strip()
+    said: dict[str, list[int]] = {}
+    for rank, failure in failures.items():
+        cause = getattr(failure, "cause", None) or failure
+        said.setdefault(str(cause).strip() or type(cause).__name__, []).append(rank)
+    return "; ".join(f"rank {', '.join(map(str, ranks))}: {text[-2000:]}" for text, ranks in said.items())

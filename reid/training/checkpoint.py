@@ -334,8 +334,11 @@ def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[st
 
     >>> differences({"optim": {"name": "adam", "rate": 0.1}}, {"optim": {"name": "sgd", "rate": 0.1}})
     ["optim.name: 'adam' in the checkpoint, 'sgd' now"]
+    >>> differences({"rules": [{"a": 1, "b": (2,)}]}, {"rules": [{"b": [2], "a": 1}]})
+    []
     """
-    old, new = _flat(json.loads(json.dumps(saved))), _flat(json.loads(json.dumps(current)))
+    # Through sorted JSON: tuples become lists, and mappings inside lists are written in one order.
+    old, new = (_flat(json.loads(json.dumps(content, sort_keys=True))) for content in (saved, current))
     lines = []
     for path in sorted(old.keys() | new.keys()):
         before = repr(old[path]) if path in old else "absent"
