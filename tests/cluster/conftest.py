@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,5 +60,9 @@ def tiny_experiment(shards: Path, runs: Path, *overrides: str) -> Experiment:
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """One local Ray for all tests that do not kill it."""
-    with ray_connection(num_cpus=3):
-        yield
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        patch.delenv("RAY_ADDRESS", raising=False)
+        with ray_connection(num_cpus=3):
+            yield
+        warnings.simplefilter("ignore", ResourceWarning)  # Ray forgets its processes before they are gone
+        gc.collect()

@@ -1,4 +1,4 @@
-"""`make kill-campaign-ray`: workers and drivers of a run on local Ray are killed; the run ends as if nothing had been."""
+"""`make kill-campaign-ray`: workers and drivers on local Ray are killed; the run ends as if nothing had been."""
 
 from __future__ import annotations
 

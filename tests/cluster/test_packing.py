@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-import gc
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cluster.packing import run_on_ray
-from cluster.resources import ray_connection
 from reid.data.shards import pack_shards
 from tests.unit.data.raw_images import SMALL, draw_records, encoded_noise
-
-
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    """A Ray of our own on the loopback interface."""
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        patch.delenv("RAY_ADDRESS", raising=False)
-        with ray_connection(num_cpus=2):
-            yield
-        warnings.simplefilter("ignore", ResourceWarning)  # Ray forgets its processes before they are gone
-        gc.collect()
 
 
 @pytest.mark.ray

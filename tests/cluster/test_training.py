@@ -115,5 +115,5 @@ def test_our_own_ray_listens_on_loopback_only_and_wants_a_token(local_ray: None)
     own = {child.pid for child in psutil.Process().children(recursive=True)}
     listening = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.pid in own]
     assert listening
-    assert {c.laddr.ip for c in listening} <= {"127.0.0.1", "::1"}
+    assert {c.laddr.ip for c in listening} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
     assert ray.is_initialized()
