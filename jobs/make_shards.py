@@ -4,8 +4,9 @@
     python jobs/make_shards.py ../shared/data/real-vehicles data/real-shards --no-ray name=real-vehicles
     ray job submit --working-dir . -- python jobs/make_shards.py /data/VERI-Wild s3://bucket/veriwild max_side=512
 
-Settings of packing (reid.data.shards.PackConfig) follow as key=value. An interrupted run continues when it is started
-again; a finished one is left as it is. Ends with 0 when the set is there, 2 when not.
+Settings of packing (reid.data.shards.PackConfig) follow as key=value, those of the reader
+(reid.data.readers.DatasetConfig) as source.key=value. An interrupted run continues when it is started again; a finished
+one is left as it is. Ends with 0 when the set is there, 2 when not.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import logging
 import sys
 from contextlib import ExitStack
 
-import yaml
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from reid.config import read_settings
 from reid.data.manifest import Manifest
 from reid.data.readers import DatasetConfig, detect_format, read_dataset
 from reid.data.shards import PackConfig, RunTasks, ShardResult, pack_shards, run_in_this_process
@@ -25,10 +26,10 @@ from reid.data.shards import PackConfig, RunTasks, ShardResult, pack_shards, run
 
 def pack(arguments: argparse.Namespace) -> Manifest:
     """Reads the raw data set and packs it."""
-    settings = {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in arguments.settings)}
-    config = PackConfig.model_validate(settings)
+    about_source = [text.removeprefix("source.") for text in arguments.settings if text.startswith("source.")]
+    config = read_settings(PackConfig, [text for text in arguments.settings if not text.startswith("source.")])
     source = {"format": arguments.format or detect_format(arguments.source), "root": arguments.source}
-    records = read_dataset(DatasetConfig.model_validate({**source, "keypoints": arguments.keypoints}))
+    records = read_dataset(read_settings(DatasetConfig, about_source, {**source, "keypoints": arguments.keypoints}))
     columns = (TextColumn("packing shards"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with ExitStack() as stack:
         run_tasks: RunTasks = run_in_this_process

@@ -8,6 +8,7 @@ key, the likely one.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import json
@@ -16,7 +17,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError
@@ -34,6 +35,8 @@ from reid.training.loop import LoopConfig
 from reid.training.optim import OptimizerConfig
 from reid.training.schedule import ScheduleConfig
 from reid.training.step import StepConfig
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
 class DataConfig(Settings):
@@ -152,7 +155,7 @@ def load_experiment(path: str | Path | None, overrides: Sequence[str] = ()) -> E
             raise ConfigError([f"cannot be read: {error.strerror or error}"], source) from None
         except yaml.YAMLError as error:
             raise ConfigError([_yaml_problem(error)], source) from None
-    return _validated(values, overrides, source)
+    return read_settings(Experiment, overrides, values, source)
 
 
 def with_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
@@ -161,10 +164,27 @@ def with_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experime
     Raises:
         ConfigError: for anything wrong in the overrides, all problems together.
     """
-    return _validated(experiment.model_dump(mode="json"), overrides, "overrides")
+    return read_settings(Experiment, overrides, experiment.model_dump(mode="json"))
 
 
-def _validated(values: dict[str, Any], overrides: Sequence[str], source: str) -> Experiment:
+def read_settings(
+    schema: type[AnySettings],
+    overrides: Sequence[str],
+    values: Mapping[str, Any] | None = None,
+    source: str = "settings",
+) -> AnySettings:
+    """Settings of any schema from values and `key=value` overrides.
+
+    Args:
+        schema: What they are.
+        overrides: `dotted.key=value`, value in YAML.
+        values: What is overridden; None: the defaults.
+        source: What errors name as their origin.
+
+    Raises:
+        ConfigError: for anything wrong, all problems together.
+    """
+    values = copy.deepcopy(dict(values or {}))
     problems: list[str] = []
     for override in overrides:
         try:
@@ -172,13 +192,13 @@ def _validated(values: dict[str, Any], overrides: Sequence[str], source: str) ->
         except (ValueError, yaml.YAMLError) as error:
             problems.append(f"override {override!r}: {' '.join(str(error).split())}")
     try:
-        experiment = Experiment.model_validate(values)
+        settings = schema.model_validate(values)
     except ValidationError as error:
-        problems += [_problem(detail) for detail in error.errors()]
+        problems += [_problem(schema, detail) for detail in error.errors()]
         raise ConfigError(problems, source) from None
     if problems:
         raise ConfigError(problems, source)
-    return experiment
+    return settings
 
 
 def digestible(experiment: Experiment) -> dict[str, Any]:
@@ -263,16 +283,16 @@ def _override(values: dict[str, Any], override: str) -> None:
     node[last] = yaml.load(text, Loader=_StrictLoader)
 
 
-def _problem(detail: Mapping[str, Any]) -> str:
+def _problem(schema: type[Settings], detail: Mapping[str, Any]) -> str:
     location = detail["loc"]
     path = ".".join(str(part) for part in location)
     match detail["type"]:
         case "extra_forbidden":
-            siblings = _fields_at(Experiment, location[:-1])
+            siblings = _fields_at(schema, location[:-1])
             name = str(location[-1])
             close = difflib.get_close_matches(name, siblings, n=1, cutoff=0.5)
             if not close:
-                close = [k for k in _all_keys(Experiment) if k.rsplit(".", 1)[-1] == name][:1]
+                close = [k for k in _all_keys(schema) if k.rsplit(".", 1)[-1] == name][:1]
             hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(siblings)}"
             return f"{path}: unknown key; {hint}"
         case _:
