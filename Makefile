@@ -43,10 +43,8 @@ kill-campaign-ray: $(READY)  ## 5 kills of workers and drivers of a training on 
 	$(BIN)/python -m pytest -m slow tests/cluster
 
 bench: $(READY)  ## all benchmarks, results as JSON below build/benchmarks
-	$(BIN)/python -m tests.benchmarks.bench_loader
-	$(BIN)/python -m tests.benchmarks.bench_triplet
-	$(BIN)/python -m tests.benchmarks.bench_step
-	$(BIN)/python -m tests.benchmarks.bench_ranking
+	@for name in loader triplet step ranking ray_overhead; do \
+	  echo "== $$name"; $(BIN)/python -m tests.benchmarks.bench_$$name --output build/benchmarks/$$name.json || exit 1; done
 
 lock: $(READY)  ## resolve the newest packages into requirements.lock
 	$(BIN)/uv pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --upgrade --quiet -o requirements.lock

@@ -31,6 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from reid.losses.ppt import PPTLossConfig, ppt_loss
 from reid.models.ppt import PPT, PPTConfig
+from reid.training.step import StepConfig, resolve_precision
 from tests.benchmarks.machine import summary, write_result
 
 NUM_CLASSES = 576
@@ -144,7 +145,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256, help="height and width of the images")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", choices=sorted(PRECISIONS), default="bf16")
+    parser.add_argument("--precision", choices=["auto", *sorted(PRECISIONS)], default="auto")
     parser.add_argument("--rounds", type=int, default=7, help="timed rounds, each runs every variant")
     parser.add_argument("--steps", type=int, default=1, help="steps per variant and round (use 10 or more on a GPU)")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
@@ -152,6 +153,7 @@ def main() -> None:
     parser.add_argument("--peak-teraflops", type=float, help="of the device at this precision, for the share reached")
     parser.add_argument("--output", type=Path, help="write the result as JSON")
     options = parser.parse_args()
+    options.precision = resolve_precision(StepConfig(precision=options.precision), torch.device(options.device))
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True
