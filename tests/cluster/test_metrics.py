@@ -1,0 +1,90 @@
+"""Figures for Prometheus and TensorBoard, without a cluster."""
+
+from __future__ import annotations
+
+import socket
+import urllib.request
+from pathlib import Path
+
+import pyarrow.fs
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from cluster.metrics import DriverMetrics, TensorBoardLog
+from reid.config import MetricsConfig
+from reid.storage import Location, open_location
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def page(port: int) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        text: str = answer.read().decode()
+        return text
+
+
+def test_the_driver_publishes_progress_and_evaluation(free_port: int) -> None:
+    metrics = DriverMetrics(MetricsConfig(prometheus_port=free_port), "run-a")
+    try:
+        metrics.epoch(3)
+        metrics.evaluation({"mAP": 0.625, "R1": 0.75})
+        metrics.evaluation_failed()
+        text = page(free_port)
+    finally:
+        metrics.close()
+    assert 'reid_epoch{run="run-a"} 3.0' in text
+    assert 'reid_evaluation{figure="mAP",run="run-a"} 0.625' in text
+    assert 'reid_evaluations_failed_total{run="run-a"} 1.0' in text
+    with pytest.raises(OSError, match="refused"):
+        page(free_port)
+
+
+def test_a_port_in_use_never_stops_a_run(free_port: int, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", free_port))
+        taken.listen()
+        DriverMetrics(MetricsConfig(prometheus_port=free_port), "run").close()
+    assert f"no Prometheus endpoint on port {free_port}" in caplog.text
+
+
+def test_no_port_means_no_endpoint(free_port: int) -> None:
+    DriverMetrics(MetricsConfig(), "run").close()
+    with pytest.raises(OSError, match="refused"):
+        page(free_port)
+
+
+def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(tag)]
+
+
+def test_tensorboard_events_hold_the_numeric_figures(tmp_path: Path) -> None:
+    log = TensorBoardLog(MetricsConfig(), open_location(tmp_path))
+    log.add({"loss": 2.5, "step": 10, "checkpoint": "step-00000010", "finished_epoch": True}, 10, "train")
+    log.add({"loss": 1.5}, 20, "train")
+    log.close()
+    assert scalars(tmp_path, "train/loss") == [(10, 2.5), (20, 1.5)]
+
+
+def test_tensorboard_events_reach_an_object_store(tmp_path: Path) -> None:
+    filesystem = pyarrow.fs.SubTreeFileSystem(str(tmp_path), pyarrow.fs.LocalFileSystem())
+    (tmp_path / "run").mkdir()
+    log = TensorBoardLog(MetricsConfig(), Location(filesystem, "run", "s3://bucket/run"))
+    log.add({"loss": 2.5}, 10, "train")
+    log.close()
+    assert scalars(tmp_path / "run", "train/loss") == [(10, 2.5)]
+
+
+def test_tensorboard_can_be_switched_off(tmp_path: Path) -> None:
+    log = TensorBoardLog(MetricsConfig(tensorboard=False), open_location(tmp_path / "none"))
+    log.add({"loss": 2.5}, 10, "train")
+    log.flush()
+    log.close()
+    assert not (tmp_path / "none").exists()
