@@ -53,15 +53,15 @@ def describe_plan(experiment: Experiment, shards: ShardSet, *, device: str, resu
 
 def _learning_rates(experiment: Experiment) -> str:
     training = experiment.training
-    epochs = training.loop.epochs
-    rates = [
-        learning_rate_at(training.schedule, training.optimizer.learning_rate, float(e), epochs) for e in range(epochs)
-    ]
-    changes = [0, *(e for e in range(1, epochs) if e >= training.schedule.warmup_epochs and rates[e] != rates[e - 1])]
-    shown = changes if len(changes) <= 6 else [*changes[:3], *changes[-2:]]
-    steps = ", ".join(f"{rates[e]:.3g} from epoch {e + 1}" for e in shown)
-    more = "" if len(shown) == len(changes) else f" ({len(changes) - len(shown)} changes between not shown)"
-    return f"{training.optimizer.name}: {steps}{more}"
+    schedule, rate, epochs = training.schedule, training.optimizer.learning_rate, training.loop.epochs
+    text = f"{training.optimizer.name}: "
+    if schedule.warmup_epochs:
+        text += f"{rate * schedule.warmup_factor:.3g} -> {rate:.3g} over {schedule.warmup_epochs:g} epochs, then "
+    if schedule.shape == "cosine":
+        return text + f"cosine down to {learning_rate_at(schedule, rate, epochs, epochs):.3g}"
+    rates = [learning_rate_at(schedule, rate, float(epoch), epochs) for epoch in range(epochs)]
+    drops = [e for e in range(1, epochs) if e >= schedule.warmup_epochs and rates[e] < rates[e - 1]]
+    return text + (", ".join(f"{rates[e]:.3g} from epoch {e + 1}" for e in drops) or "constant")
 
 
 def _model(experiment: Experiment) -> str:

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from reid.build.data import open_data
+from reid.build.run_plan import describe_plan
+from reid.config import load_experiment
+from reid.contracts import DataError
+from reid.data.readers import DatasetConfig, read_dataset
+from reid.data.shards import PackConfig, pack_shards
+from reid.data.synthetic import SyntheticConfig, write_synthetic_veri
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("plan")
+    config = SyntheticConfig(
+        num_train_identities=6, num_test_identities=2, num_cameras=3, cameras_per_identity=3, images_per_camera=1
+    )
+    write_synthetic_veri(folder / "raw", config)
+    pack_shards(
+        read_dataset(DatasetConfig(format="veri776", root=str(folder / "raw"))), folder / "set", PackConfig(name="six")
+    )
+    return folder / "set"
+
+
+def test_the_plan_is_written_as_equations(shards: Path) -> None:
+    experiment = load_experiment(
+        None,
+        [
+            f"data.shards={shards}",
+            "data.plan.identities_per_batch=6",
+            "data.plan.images_per_identity=3",
+            "cluster.num_workers=2",
+            "training.loop.epochs=100",
+        ],
+    )
+    with open_data(experiment) as opened:
+        text = describe_plan(experiment, opened, device="cpu", resumed_from=None)
+    assert "six: 18 images of 6 vehicles to train on" in text
+    assert "18 = 6 identities x 3 images = 2 worker(s) x 9 images of 256x256 on cpu" in text
+    assert "18 slots = 1 steps x 18 for 18 images" in text
+    assert "100 steps = 1 x 100 epochs" in text
+    assert "3.5e-05 -> 0.00035 over 10 epochs, then 3.5e-05 from epoch 41, 3.5e-06 from epoch 71" in text
+    assert "resnet50, random weights, PPT planes with weights (0.5, 0.5, 0.3, 0.2)" in text
+
+
+def test_missing_shards_are_a_data_error_that_names_the_setting(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data\.shards=.*gone"):
+        open_data(load_experiment(None, [f"data.shards={tmp_path / 'gone'}"]))
