@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
+from ray.exceptions import RayError, RayTaskError
+
 from cluster.dry_run import dry_run
 from cluster.evaluation import EvaluationFailed
 from cluster.trainer import Resume, TrainingFailed, evaluate_run, train
@@ -26,7 +28,7 @@ logger = logging.getLogger("reid")
 
 def run_training_job(description: str, argv: Sequence[str] | None = None) -> int:
     """Parses the command line, runs what it asks for and returns the exit code."""
-    arguments = _parser(description).parse_args(argv)
+    arguments = _parser(description).parse_intermixed_args(argv)
     set_up_logging(arguments.verbose)
     return exit_code(lambda: _run(arguments))
 
@@ -40,6 +42,10 @@ def exit_code(work: Callable[[], None]) -> int:
         return _end(3, f"data: {error}")
     except (TrainingFailed, EvaluationFailed) as error:
         return _end(4, str(error))
+    except RayTaskError as error:
+        return _end(4, str(error.cause).strip() or type(error.cause).__name__)
+    except RayError as error:
+        return _end(4, str(error).strip())
     except (ValueError, OSError) as error:
         return _end(2, str(error))
     except KeyboardInterrupt:
@@ -65,7 +71,7 @@ def _run(arguments: argparse.Namespace) -> None:
     elif arguments.eval_only:
         evaluate_run(experiment)
     else:
-        train(experiment, Resume(arguments.resume))
+        train(experiment, Resume(arguments.resume), resume_anyway=arguments.resume_anyway)
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
@@ -85,6 +91,11 @@ def _parser(description: str) -> argparse.ArgumentParser:
         choices=[mode.value for mode in Resume],
         default=Resume.AUTO.value,
         help="auto: continue when the run has a checkpoint; never: refuse if it has one; must: refuse if it has none",
+    )
+    parser.add_argument(
+        "--resume-anyway",
+        action="store_true",
+        help="continue although settings differ from the checkpoint's; says which",
     )
     parser.add_argument("--verbose", action="store_true", help="log in detail")
     return parser

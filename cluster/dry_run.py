@@ -16,13 +16,23 @@ import numpy as np
 import ray
 import torch
 
-from cluster.resources import check_divisible, check_resources, ray_connection, resolve_device, threads_for
-from reid.build.data import open_data, open_train_stream
+from cluster.resources import (
+    check_divisible,
+    check_evaluation_resources,
+    check_training_resources,
+    ray_connection,
+    resolve_device,
+    threads_for,
+)
+from cluster.trainer import with_absolute_addresses
+from reid.build.data import open_data, open_eval_stream, open_train_stream
 from reid.build.evaluation import evaluation_trials
 from reid.build.run_folder import open_run
 from reid.build.run_plan import describe_plan
 from reid.build.training import build_step
 from reid.config import Experiment
+from reid.evaluation.distances import cosine_distances
+from reid.evaluation.extract import extract_features
 from reid.evaluation.protocols import rows_of_trials
 from reid.models.ppt import PPT
 from reid.storage import delete_tree, write_bytes_atomic
@@ -50,11 +60,13 @@ def dry_run(experiment: Experiment) -> None:
         DataError: The shards cannot be used.
         ValueError: What else would stop the run.
     """
+    experiment = with_absolute_addresses(experiment)
     check_divisible(experiment.data.plan, experiment.cluster.num_workers)
     folder = open_run(experiment)
     with open_data(experiment) as shards, ray_connection():
         trials = evaluation_trials(experiment, shards)
-        check_resources(experiment.cluster)
+        check_training_resources(experiment.cluster)
+        check_evaluation_resources(experiment.cluster)
         device = resolve_device(experiment.cluster)
         logger.info("%s", describe_plan(experiment, shards, device=device, resumed_from=None))
         probe = folder.location.child(".dry-run")
@@ -103,12 +115,13 @@ def _try_worker(experiment_json: dict[str, Any], device_name: str) -> Trial:
         stream.close()
         model = step.bare_model.eval()
         assert isinstance(model, PPT)
-        height, width = experiment.data.transform.height, experiment.data.transform.width
-        images = torch.from_numpy(np.zeros((EVALUATION_IMAGES, 3, height, width), np.uint8)).to(device)
+        rows = rows_of_trials(evaluation_trials(experiment, shards))[:EVALUATION_IMAGES]
+        images = open_eval_stream(experiment, shards, rows)
         began = time.perf_counter()
-        with torch.inference_mode():
-            model.embed(images).cpu()
-        embedded = EVALUATION_IMAGES / (time.perf_counter() - began)
+        features, _ = extract_features(model.embed, images, device, precision=experiment.evaluation.precision)
+        embedded = len(features) / (time.perf_counter() - began)
+        images.close()
+        cosine_distances(features, features)
     if device_name == "cuda":
         memory = torch.cuda.max_memory_allocated() / 1e9
     else:

@@ -7,14 +7,14 @@ repeated. Nothing here can harm the training that goes on beside it.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from cluster.resources import evaluation_options, threads_for
 from reid.build.data import open_data
@@ -33,6 +33,9 @@ from reid.evaluation.protocols import rows_of_trials
 from reid.evaluation.ranking import PositiveRanks
 from reid.storage import open_location
 
+LEAST_BUDGET_BYTES = 32 << 20
+"""What ranking a block needs at the least; many workers on one small budget get this much each."""
+
 
 class EvaluationFailed(RuntimeError):  # noqa: N818 - an outcome, reported as such
     """An evaluation was given up; the text says why."""
@@ -45,29 +48,22 @@ class PendingEvaluation:
     checkpoint: str
     """Name of the checkpoint."""
     reference: Any
-    timeout_seconds: float
-    _began: float = field(default_factory=time.monotonic)
 
     def result(self, wait_seconds: float | None) -> Evaluation | None:
-        """The evaluation, or None when it is not done within `wait_seconds` (None: wait for it to end or to time out).
+        """The evaluation, or None when it is not done within `wait_seconds` (None: wait for its end).
 
         Raises:
             EvaluationFailed: It failed, or took longer than its limit.
         """
-        left = self.timeout_seconds - (time.monotonic() - self._began)
         try:
-            wait = max(0.0, left if wait_seconds is None else min(wait_seconds, left))
-            evaluation: Evaluation = ray.get(self.reference, timeout=wait)
+            evaluation: Evaluation = ray.get(self.reference, timeout=wait_seconds)
             return evaluation
         except GetTimeoutError:
-            if left > 0 and wait_seconds is not None:
-                return None
-            self.cancel()
-            raise EvaluationFailed(
-                f"no result after {self.timeout_seconds:g} s (cluster.evaluation_timeout_seconds)"
-            ) from None
+            return None
+        except RayTaskError as error:
+            raise EvaluationFailed(str(error.cause).strip() or type(error.cause).__name__) from error
         except RayError as error:
-            raise EvaluationFailed(str(error).strip().splitlines()[-1]) from error
+            raise EvaluationFailed(str(error).strip().splitlines()[0]) from error
 
     def cancel(self) -> None:
         """Ends the tasks of this evaluation."""
@@ -77,11 +73,7 @@ class PendingEvaluation:
 def start_evaluation(experiment: Experiment, checkpoint: str, name: str = "") -> PendingEvaluation:
     """Begins the evaluation of a checkpoint folder on evaluation workers; returns at once."""
     reference = _coordinate.remote(experiment.model_dump(mode="json"), checkpoint, name or experiment.name)
-    return PendingEvaluation(
-        checkpoint=checkpoint.rstrip("/").rpartition("/")[2],
-        reference=reference,
-        timeout_seconds=experiment.cluster.evaluation_timeout_seconds,
-    )
+    return PendingEvaluation(checkpoint=open_location(checkpoint).name, reference=reference)
 
 
 def evaluate_checkpoint(experiment: Experiment, checkpoint: str, name: str = "") -> Evaluation:
@@ -101,12 +93,15 @@ def _coordinate(experiment_json: dict[str, Any], checkpoint: str, name: str) -> 
     experiment = Experiment.model_validate(experiment_json)
     options = evaluation_options(experiment.cluster)
     workers = experiment.cluster.evaluation_workers
-    with open_data(experiment) as shards:
+    with open_data(experiment, verify="sizes") as shards:
         trials = evaluation_trials(experiment, shards)
         slices = np.array_split(rows_of_trials(trials), workers)
         embedded = [_embed.options(**options).remote(experiment_json, checkpoint, rows) for rows in slices if len(rows)]
-        embeddings = join_embeddings(ray.get(embedded))
-        budget = (experiment.evaluation.memory_budget_mb << 20) // workers
+        # Workers may have to wait until training leaves them a CPU; the clock starts with the first finished slice.
+        ray.wait(embedded, num_returns=1)
+        deadline = time.monotonic() + experiment.cluster.evaluation_timeout_seconds
+        embeddings = join_embeddings(_get(embedded, deadline))
+        budget = max((experiment.evaluation.memory_budget_mb << 20) // workers, LEAST_BUDGET_BYTES)
         ranks = []
         for trial in trials:
             gallery = ray.put(select_embeddings(embeddings, trial.gallery_rows))
@@ -115,11 +110,22 @@ def _coordinate(experiment_json: dict[str, Any], checkpoint: str, name: str) -> 
                 _rank.options(**options).remote(select_embeddings(embeddings, rows), gallery, trial.remove_junk, budget)
                 for rows in blocks
             ]
-            ranks.append(PositiveRanks.join(ray.get(ranked)))
+            ranks.append(PositiveRanks.join(_get(ranked, deadline)))
         trained = load_trained_model(open_location(checkpoint), torch.device("cpu"))
         return conclude(
             experiment, trained, shards, trials, ranks, embeddings, name=name, seconds=time.monotonic() - began
         )
+
+
+def _get(references: list[Any], deadline: float) -> list[Any]:
+    """The results of tasks; cancels what is left of them at the deadline."""
+    try:
+        results: list[Any] = ray.get(references, timeout=max(0.0, deadline - time.monotonic()))
+        return results
+    except GetTimeoutError:
+        for reference in references:
+            ray.cancel(reference, force=True)
+        raise TimeoutError("slices were not done within cluster.evaluation_timeout_seconds") from None
 
 
 @ray.remote
@@ -127,7 +133,7 @@ def _embed(experiment_json: dict[str, Any], checkpoint: str, rows: NDArray[np.in
     experiment = Experiment.model_validate(experiment_json)
     device = torch.device("cuda" if experiment.cluster.gpus_per_evaluation_worker else "cpu")
     torch.set_num_threads(threads_for(experiment.cluster.cpus_per_evaluation_worker))
-    with open_data(experiment) as shards:
+    with open_data(experiment, verify="sizes") as shards:
         return embed_rows(experiment, load_trained_model(open_location(checkpoint), device), shards, rows, device)
 
 

@@ -7,8 +7,10 @@ died finds in the run folder what is still to be evaluated.
 
 from __future__ import annotations
 
+import _thread
 import logging
 import threading
+import time
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,24 +21,45 @@ from reid.build.run_folder import RunFolder
 from reid.config import Experiment
 from reid.evaluation.results import RetrievalResult
 from reid.training.checkpoint import CheckpointStore
+from reid.training.run_lock import RunLock
 
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
-PIN_HOLDER = "evaluation"
+REMOTE_POLL_SECONDS = 10.0
+EVALUATION_PIN, BEST_PIN = "evaluation", "best"
+PIN_SECONDS = 600.0
+"""A pin outlives its follower by this much, so that one that died holds nothing for ever."""
+TRIES = 2
 
 
 class RunFollower:
     """Follows a run in a thread for the time of a `with` block."""
 
-    def __init__(self, experiment: Experiment, folder: RunFolder) -> None:
+    def __init__(self, experiment: Experiment, folder: RunFolder, lock: RunLock, *, resumed_step: int = 0) -> None:
+        """Nothing runs yet.
+
+        Args:
+            experiment: The run.
+            folder: Its folder.
+            lock: Held by this driver; when it is lost, the run is interrupted.
+            resumed_step: Rows up to this step were shown by an earlier driver.
+        """
+        self.lock_lost = False
         self._experiment = experiment
         self._folder = folder
+        self._lock = lock
+        self._settings = experiment.evaluation.model_dump(mode="json")
         self._store = CheckpointStore(folder.checkpoints, experiment.training.checkpoint)
         self._log = MetricsLog(folder.location)
         self._tensorboard = TensorBoardLog(experiment.metrics, folder.location.child("tensorboard"))
         self._metrics = DriverMetrics(experiment.metrics, experiment.name)
-        self._seen = {row_key(row) for row in read_metrics(folder.location)}
+        self._seen = {row_key(row): row for row in read_metrics(folder.location) if row.get("step", 0) <= resumed_step}
+        self._epochs: dict[str, int | None] = {}
+        self._done = folder.evaluated(self._settings)
+        self._failures: dict[str, int] = {}
+        self._pins: dict[str, float] = {}
+        self._best: tuple[float, str] | None = None
         self._pending: PendingEvaluation | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="run-follower", daemon=True)
@@ -56,75 +79,106 @@ class RunFollower:
         self._metrics.close()
 
     def finish(self) -> list[RetrievalResult]:
-        """Waits for the evaluations still due and returns all results by rising step."""
+        """Waits for the evaluations still due and returns all results by rising step.
+
+        Raises:
+            EvaluationFailed: The last checkpoint could not be evaluated.
+        """
         self._stop.set()
         self._thread.join()
-        self._print_new_rows()
-        while self._pending is not None or self._due() is not None:
+        self._show_new_rows()
+        while self._pending is not None or self._due():
             self._evaluate(wait_seconds=None)
-        self._tensorboard.flush()
-        stored = [(name, self._folder.evaluation(name)) for name in sorted(self._folder.evaluated())]
-        return [RetrievalResult.from_json(result) for _, result in stored if result and "error" not in result]
+        names = sorted(self._done)
+        last = self._store.names()[-1:]
+        if not names or (last and last[0] not in names):
+            raise EvaluationFailed(
+                "training is complete, but its last checkpoint could not be evaluated; the same command tries again"
+                f" (see {self._folder.evaluations.uri})"
+            )
+        results = [self._folder.evaluation(name) for name in names]
+        return [RetrievalResult.from_json(result) for result in results if result]
 
     def _follow(self) -> None:
-        while not self._stop.wait(POLL_SECONDS):
+        seconds = POLL_SECONDS if self._folder.location.is_local else REMOTE_POLL_SECONDS
+        while not self._stop.wait(seconds):
             try:
-                self._print_new_rows()
+                self._show_new_rows()
+                self._pin_due()
                 self._evaluate(wait_seconds=0.0)
             except Exception:
                 # What runs beside training must not end it.
                 logger.exception("the follower met an error and goes on")
+            if self._lock.lost and not self.lock_lost:
+                self.lock_lost = True
+                logger.error("another driver has taken over this run: stopping")
+                _thread.interrupt_main()
 
-    def _print_new_rows(self) -> None:
+    def _show_new_rows(self) -> None:
         total = self._experiment.training.loop.epochs
+        added = False
         for row in read_metrics(self._folder.location):
             key = row_key(row)
-            if key in self._seen or row["kind"] == "evaluation":
+            if self._seen.get(key) == row or row["kind"] == "evaluation":
                 continue
-            self._seen.add(key)
+            self._seen[key] = row
             if row["kind"] == "message":
                 logger.warning("worker: %s", row["text"])
                 continue
-            self._tensorboard.add(row, row["step"], "train")
+            self._tensorboard.add(row, row["step"], str(row["kind"]))
+            added = True
             if row["kind"] == "epoch" and row.get("finished_epoch"):
                 logger.info("%s", epoch_line(row, total))
                 self._metrics.epoch(int(row["epoch"]) + 1)
-        self._tensorboard.flush()
+        if added:
+            self._tensorboard.flush()
 
-    def _due(self) -> str | None:
-        """The newest checkpoint that is to be evaluated and is not yet; older ones wait."""
-        done = self._folder.evaluated()
+    def _due(self) -> list[str]:
+        """Checkpoints to evaluate, newest first."""
         every = self._experiment.evaluation.every_epochs
         last = self._experiment.training.loop.epochs
+        due = []
         for name in reversed(self._store.names()):
-            if name in done:
+            if name in self._done or self._failures.get(name, 0) >= TRIES:
                 continue
-            finished = _epochs_finished(self._store, name)
-            if finished is not None and (finished % every == 0 or finished == last):
-                return name
-        return None
+            if name not in self._epochs:
+                self._epochs[name] = _epochs_finished(self._store, name)
+            finished = self._epochs[name]
+            if finished and (finished % every == 0 or finished == last):
+                due.append(name)
+        return due
+
+    def _pin_due(self) -> None:
+        """Keeps retention away from what still waits for its evaluation."""
+        now = time.monotonic()
+        for name in self._due():
+            if self._pins.get(name, 0.0) < now:
+                self._store.pin(name, EVALUATION_PIN, PIN_SECONDS)
+                self._pins[name] = now + PIN_SECONDS / 2
 
     def _evaluate(self, wait_seconds: float | None) -> None:
         if self._pending is None:
-            name = self._due()
-            if name is None:
+            due = self._due()
+            if not due:
                 return
-            self._store.pin(name, PIN_HOLDER, self._experiment.cluster.evaluation_timeout_seconds)
-            self._pending = start_evaluation(self._experiment, self._folder.checkpoints.child(name).uri)
-        pending = self._pending
-        name = pending.checkpoint
+            self._pin_due()
+            self._pending = start_evaluation(self._experiment, self._folder.checkpoints.child(due[0]).uri)
+        name = self._pending.checkpoint
         try:
-            evaluation = pending.result(wait_seconds)
+            evaluation = self._pending.result(wait_seconds)
             if evaluation is None:
                 return
             self._folder.write_evaluation(name, evaluation.to_json())
+            self._done.add(name)
             self._publish(name, evaluation.result)
         except EvaluationFailed as error:
-            logger.warning("evaluation of %s failed and is not repeated: %s", name, error)
+            self._failures[name] = self._failures.get(name, 0) + 1
+            logger.warning("evaluation of %s failed (try %d of %d): %s", name, self._failures[name], TRIES, error)
             self._folder.write_evaluation(name, {"error": str(error)})
             self._metrics.evaluation_failed()
-        self._store.unpin(name, PIN_HOLDER)
         self._pending = None
+        if name in self._done or self._failures[name] >= TRIES:
+            self._store.unpin(name, EVALUATION_PIN)
 
     def _publish(self, name: str, result: RetrievalResult) -> None:
         figures = result.figures()
@@ -132,7 +186,13 @@ class RunFollower:
         logger.info("evaluated %s: %s", name, ", ".join(f"{key} {100 * value:.1f}" for key, value in figures.items()))
         self._log.append("evaluation", {"step": step, "checkpoint": name, "protocol": result.protocol, **figures})
         self._tensorboard.add(figures, step, "evaluation")
+        self._tensorboard.flush()
         self._metrics.evaluation(figures)
+        if self._best is None or figures["mAP"] > self._best[0]:
+            self._store.pin(name, BEST_PIN)
+            if self._best is not None:
+                self._store.unpin(self._best[1], BEST_PIN)
+            self._best = (figures["mAP"], name)
 
 
 def epoch_line(row: dict[str, Any], total_epochs: int) -> str:

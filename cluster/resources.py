@@ -14,6 +14,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 
 from reid.config import ClusterConfig
 from reid.data.plan import PlanConfig
+from reid.storage import Location
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ def resolve_device(cluster: ClusterConfig) -> str:
             return device
 
 
-def check_resources(cluster: ClusterConfig) -> None:
+def check_training_resources(cluster: ClusterConfig) -> None:
     """Refuses a run that the cluster could never start; Ray itself would wait for ever.
 
     Raises:
@@ -85,11 +86,6 @@ def check_resources(cluster: ClusterConfig) -> None:
             f"{workers} workers x {each} CPU(s) = {needed} CPUs, but the cluster has {cpus:g}"
             ": lower cluster.num_workers or cluster.cpus_per_worker, or add nodes (RAY_AUTOSCALING=1 skips this check)"
         )
-    if cluster.cpus_per_evaluation_worker > cpus:
-        raise ValueError(
-            f"an evaluation worker needs {cluster.cpus_per_evaluation_worker:g} CPUs, but the cluster has {cpus:g};"
-            " lower cluster.cpus_per_evaluation_worker"
-        )
     spare = cpus - needed
     if cluster.cpus_per_evaluation_worker > spare:
         logger.info(
@@ -97,6 +93,27 @@ def check_resources(cluster: ClusterConfig) -> None:
             " cluster.cpus_per_evaluation_worker=0 lets them share",
             needed, cpus, cluster.cpus_per_evaluation_worker,
         )  # fmt: skip
+
+
+def check_evaluation_resources(cluster: ClusterConfig) -> None:
+    """Refuses evaluation workers that the cluster could never start.
+
+    Raises:
+        ValueError: naming what is missing.
+    """
+    if os.environ.get("RAY_AUTOSCALING") == "1":
+        return
+    cpus, gpus = (ray.cluster_resources().get(kind, 0) for kind in ("CPU", "GPU"))
+    if cluster.gpus_per_evaluation_worker > gpus:
+        raise ValueError(
+            f"an evaluation worker needs {cluster.gpus_per_evaluation_worker:g} GPUs, but the cluster has {gpus:g};"
+            " set cluster.gpus_per_evaluation_worker=0 to embed on the CPU"
+        )
+    if cluster.cpus_per_evaluation_worker > cpus:
+        raise ValueError(
+            f"an evaluation worker needs {cluster.cpus_per_evaluation_worker:g} CPUs, but the cluster has {cpus:g};"
+            " lower cluster.cpus_per_evaluation_worker"
+        )
 
 
 def check_divisible(plan: PlanConfig, num_workers: int) -> None:
@@ -122,12 +139,15 @@ def scaling_config(cluster: ClusterConfig, device: str) -> ScalingConfig:
     return ScalingConfig(num_workers=cluster.num_workers, use_gpu=device == "cuda", resources_per_worker=resources)
 
 
-def run_config(cluster: ClusterConfig, storage: str, name: str) -> RunConfig:
+def run_config(cluster: ClusterConfig, storage: Location) -> RunConfig:
     """Ray Train's run: its own bookkeeping only; checkpoints are ours (`reid.training.checkpoint`)."""
+    where: dict[str, Any] = {"storage_path": storage.path}
+    if not storage.is_local:
+        where["storage_filesystem"] = storage.filesystem
     return RunConfig(
-        name=name,
-        storage_path=storage,
+        name="ray",
         failure_config=FailureConfig(max_failures=cluster.max_failures, controller_failure_limit=3),
+        **where,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from typing import Any
 
 import ray.train
@@ -16,23 +17,33 @@ from reid.build.run_folder import open_run
 from reid.build.training import Training, build_training
 from reid.config import Experiment
 from reid.contracts import EpochResult, IntervalResult
+from reid.storage import exists
 
 
 def train_worker(config: dict[str, Any]) -> None:
     """Trains one worker's share of a run from the newest checkpoint to the end.
 
     Args:
-        config: {"experiment": the experiment as JSON}; Ray pickles plain data only.
+        config: {"experiment": the experiment as JSON, "resume_anyway": bool}; plain data only.
+
+    Raises:
+        ValueError: The run folder is not shared with the driver.
     """
     experiment = Experiment.model_validate(config["experiment"])
+    folder = open_run(experiment).location
+    if not exists(folder.child("config.yaml")):
+        raise ValueError(
+            f"{folder.uri} is not shared with {socket.gethostname()}: runs={experiment.runs} must be"
+            " storage that all nodes see (a mount, or s3:// or gs://)"
+        )
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         torch.set_num_threads(threads_for(experiment.cluster.cpus_per_worker))
     rank = ray.train.get_context().get_world_rank()
-    log = MetricsLog(open_run(experiment).location) if rank == 0 else None
+    log = MetricsLog(folder) if rank == 0 else None
     if log is not None:
         logging.getLogger("reid").addHandler(MessageRows(log))
-    training = build_training(experiment, device)
+    training = build_training(experiment, device, resume_anyway=config["resume_anyway"])
     try:
         publish_results(training, log)
     finally:
@@ -74,5 +85,5 @@ def _row(result: IntervalResult | EpochResult, training: Training) -> dict[str, 
         row["updates_skipped"] = training.step.num_skipped
         row["checkpoints_failed"] = training.store.failed
         row |= {f"checkpoints_rejected/{reason}": count for reason, count in training.store.rejected.items()}
-    row |= {f"samples_skipped/{reason}": count for reason, count in training.stream.skipped.items()}
+    row |= {f"samples_skipped/{reason}": count for reason, count in training.skipped_samples().items()}
     return row

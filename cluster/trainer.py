@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 from dataclasses import dataclass
 from enum import StrEnum
 
+from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -13,7 +16,8 @@ from cluster.evaluation import evaluate_checkpoint
 from cluster.follower import RunFollower
 from cluster.resources import (
     check_divisible,
-    check_resources,
+    check_evaluation_resources,
+    check_training_resources,
     ray_connection,
     resolve_device,
     run_config,
@@ -25,12 +29,17 @@ from reid.build.report import write_run_report
 from reid.build.run_folder import RunFolder, open_run
 from reid.build.run_plan import describe_plan
 from reid.build.training import describe_run
-from reid.config import Experiment
+from reid.config import Experiment, with_overrides
+from reid.contracts import DataError
 from reid.evaluation.results import RetrievalResult, results_table
+from reid.storage import open_location
 from reid.training.checkpoint import CheckpointStore, refuse_other_run
 from reid.training.run_lock import RunLock
 
 logger = logging.getLogger(__name__)
+
+JOB_FOLDER = "/runtime_resources/working_dir_files/"
+"""Part of the path of every unpacked working directory of `ray job submit`."""
 
 
 class Resume(StrEnum):
@@ -55,23 +64,28 @@ class TrainingOutcome:
     """Address of the report page."""
 
 
-def train(experiment: Experiment, resume: Resume = Resume.AUTO) -> TrainingOutcome:
+def train(experiment: Experiment, resume: Resume = Resume.AUTO, *, resume_anyway: bool = False) -> TrainingOutcome:
     """Trains an experiment to its last epoch, or from its newest checkpoint on, and reports.
 
     Args:
         experiment: The run.
         resume: Whether existing checkpoints may, must not or have to be there.
+        resume_anyway: Continue although settings differ from the checkpoint's.
 
     Raises:
         DataError: The shards cannot be used.
-        ValueError: Configuration, checkpoints or cluster do not fit; nothing was started.
+        ValueError: Configuration, checkpoints or cluster do not fit.
         TrainingFailed: Workers failed more often than `cluster.max_failures`.
+        EvaluationFailed: Training is complete, the evaluation of its last checkpoint is not.
+        KeyboardInterrupt: The run was interrupted.
     """
+    experiment = with_absolute_addresses(experiment)
     folder = open_run(experiment)
     check_divisible(experiment.data.plan, experiment.cluster.num_workers)
-    with open_data(experiment) as shards, RunLock(folder.location), ray_connection():
-        newest = _check_resume(experiment, folder, shards.manifest.hash, resume)
-        check_resources(experiment.cluster)
+    with open_data(experiment) as shards, RunLock(folder.location) as lock, ray_connection():
+        newest = _check_resume(experiment, folder, shards.manifest.hash, resume, resume_anyway)
+        check_training_resources(experiment.cluster)
+        check_evaluation_resources(experiment.cluster)
         device = resolve_device(experiment.cluster)
         plan = describe_plan(experiment, shards, device=device, resumed_from=newest)
         logger.info("%s", plan)
@@ -79,19 +93,14 @@ def train(experiment: Experiment, resume: Resume = Resume.AUTO) -> TrainingOutco
         folder.clear_unfinished_ray_state()
         trainer = TorchTrainer(
             train_worker,
-            train_loop_config={"experiment": experiment.model_dump(mode="json")},
+            train_loop_config={"experiment": experiment.model_dump(mode="json"), "resume_anyway": resume_anyway},
             torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo", timeout_s=600),
             scaling_config=scaling_config(experiment.cluster, device),
-            run_config=run_config(experiment.cluster, folder.location.uri, "ray"),
+            run_config=run_config(experiment.cluster, folder.location),
         )
-        with RunFollower(experiment, folder) as follower:
-            try:
-                trainer.fit()
-            except TrainingFailedError as error:
-                raise TrainingFailed(
-                    f"training failed: {_cause(error)}\nWhat was committed is safe in {folder.checkpoints.uri};"
-                    " the same command with --resume auto continues there"
-                ) from error
+        resumed_step = 0 if newest is None else int(newest.rsplit("-", 1)[-1])
+        with RunFollower(experiment, folder, lock, resumed_step=resumed_step) as follower:
+            _fit(trainer, follower, folder)
             results = follower.finish()
         page = write_run_report(experiment, folder, shards, plan)
         logger.info("\n%s\n", results_table(results[-1:]))
@@ -99,18 +108,92 @@ def train(experiment: Experiment, resume: Resume = Resume.AUTO) -> TrainingOutco
         return TrainingOutcome(results=tuple(results), report=page)
 
 
+def _fit(trainer: TorchTrainer, follower: RunFollower, folder: RunFolder) -> None:
+    """`trainer.fit()` with its ways of ending told apart."""
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit()
+    except SystemExit:
+        # Ray's own handler of Ctrl-C ends the process with success.
+        if follower.lock_lost:
+            raise TrainingFailed("another driver has taken over this run; this one stopped") from None
+        raise KeyboardInterrupt from None
+    except TrainingFailedError as error:
+        causes = _causes(error)
+        text = "; ".join(f"rank {', '.join(map(str, ranks))}: {said}" for said, ranks in _said(causes).items())
+        kinds = {type(cause) for cause in causes.values()}
+        if kinds and all(issubclass(kind, DataError) for kind in kinds):
+            raise DataError(text) from error
+        if kinds and all(issubclass(kind, ValueError) for kind in kinds):
+            raise ValueError(text) from error
+        raise TrainingFailed(
+            f"training failed: {text or str(error).strip()}\nWhat was committed is safe in {folder.checkpoints.uri};"
+            " the same command with --resume auto continues there"
+        ) from error
+    except RayError as error:
+        raise TrainingFailed(
+            f"Ray failed: {str(error).strip()}\nWhat was committed is safe in {folder.checkpoints.uri};"
+            " the same command with --resume auto continues there"
+        ) from error
+    finally:
+        if on_main_thread:
+            signal.signal(signal.SIGINT, handler)
+
+
+def _causes(error: TrainingFailedError) -> dict[int, BaseException]:
+    """What each failed worker raised, by rank."""
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    return {rank: getattr(failure, "cause", None) or failure for rank, failure in failures.items()}
+
+
+def _said(causes: dict[int, BaseException]) -> dict[str, list[int]]:
+    """Each text once, with the ranks that said it."""
+    said: dict[str, list[int]] = {}
+    for rank, cause in causes.items():
+        said.setdefault((str(cause).strip() or type(cause).__name__)[-2000:], []).append(rank)
+    return said
+
+
+def with_absolute_addresses(experiment: Experiment) -> Experiment:
+    """The experiment with run folder and shards as every process of the cluster can find them.
+
+    Raises:
+        ValueError: A relative path inside the copy of the working directory that `ray job submit` makes: what is
+            written there is thrown away after the job.
+    """
+    addresses = {"runs": experiment.runs, "data.shards": experiment.data.shards}
+    for key, address in addresses.items():
+        location = open_location(address)
+        if location.is_local and JOB_FOLDER in location.path:
+            raise ValueError(
+                f"{key}={address} lies in the job's copy of the working directory, which is thrown away after the job:"
+                " give an absolute path or a URL"
+            )
+    return with_overrides(experiment, [f"{key}={open_location(address).uri}" for key, address in addresses.items()])
+
+
 def evaluate_run(experiment: Experiment) -> RetrievalResult:
     """Evaluates the newest checkpoint of a run on evaluation workers and reports, without training.
 
     Raises:
-        ValueError: The run has no checkpoint.
+        ValueError: The run has no checkpoint, or its checkpoint is of other settings.
+        EvaluationFailed: The evaluation failed.
     """
+    experiment = with_absolute_addresses(experiment)
     folder = open_run(experiment)
     with open_data(experiment) as shards, ray_connection():
-        name = CheckpointStore(folder.checkpoints).newest()
+        check_evaluation_resources(experiment.cluster)
+        store = CheckpointStore(folder.checkpoints)
+        name = store.newest()
         if name is None:
             raise ValueError(f"--eval-only: {folder.checkpoints.uri} holds no sound checkpoint; train first")
-        evaluation = evaluate_checkpoint(experiment, folder.checkpoints.child(name).uri)
+        refuse_other_run(store.load(name), describe_run(experiment, shards.manifest.hash))
+        store.pin(name, "eval-only", experiment.cluster.evaluation_timeout_seconds)
+        try:
+            evaluation = evaluate_checkpoint(experiment, folder.checkpoints.child(name).uri)
+        finally:
+            store.unpin(name, "eval-only")
         folder.write_evaluation(name, evaluation.to_json())
         page = write_run_report(experiment, folder, shards)
     logger.info("\n%s\n", results_table([evaluation.result]))
@@ -118,7 +201,9 @@ def evaluate_run(experiment: Experiment) -> RetrievalResult:
     return evaluation.result
 
 
-def _check_resume(experiment: Experiment, folder: RunFolder, data_hash: str, resume: Resume) -> str | None:
+def _check_resume(
+    experiment: Experiment, folder: RunFolder, data_hash: str, resume: Resume, resume_anyway: bool
+) -> str | None:
     """Name of the checkpoint that the run continues at; refuses what `resume` does not allow or does not fit."""
     store = CheckpointStore(folder.checkpoints, experiment.training.checkpoint)
     newest = store.newest()
@@ -130,17 +215,5 @@ def _check_resume(experiment: Experiment, folder: RunFolder, data_hash: str, res
     if resume is Resume.MUST and newest is None:
         raise ValueError(f"--resume must: {folder.checkpoints.uri} holds no sound checkpoint")
     if newest is not None:
-        refuse_other_run(store.load(newest), describe_run(experiment, data_hash))
+        refuse_other_run(store.load(newest), describe_run(experiment, data_hash), resume_anyway=resume_anyway)
     return newest
-
-
-def _cause(error: TrainingFailedError) -> str:
-    """What the failed workers said, each text once with its ranks."""
-    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
-    if not failures:
-        return str(error).strip()
-    said: dict[str, list[int]] = {}
-    for rank, failure in failures.items():
-        cause = getattr(failure, "cause", None) or failure
-        said.setdefault(str(cause).strip() or type(cause).__name__, []).append(rank)
-    return "; ".join(f"rank {', '.join(map(str, ranks))}: {text[-2000:]}" for text, ranks in said.items())

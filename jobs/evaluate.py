@@ -18,7 +18,8 @@ from pathlib import Path
 
 from cluster.command_line import exit_code, set_up_logging
 from cluster.evaluation import evaluate_checkpoint
-from cluster.resources import check_resources, ray_connection
+from cluster.resources import check_evaluation_resources, ray_connection
+from cluster.trainer import with_absolute_addresses
 from reid.build.evaluation import evaluate_here, load_trained_experiment
 from reid.config import with_overrides
 from reid.evaluation.results import RetrievalResult, results_table
@@ -40,7 +41,7 @@ def main() -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     location = open_location(arguments.checkpoint)
-    trained = with_overrides(load_trained_experiment(location), arguments.overrides)
+    trained = with_absolute_addresses(with_overrides(load_trained_experiment(location), arguments.overrides))
     protocols = arguments.protocol or [trained.evaluation.protocol]
     experiments = [with_overrides(trained, [f"evaluation.protocol={protocol}"]) for protocol in protocols]
     results: list[RetrievalResult] = []
@@ -48,7 +49,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         results = [evaluate_here(experiment, location, name=location.name).result for experiment in experiments]
     else:
         with ray_connection():
-            check_resources(trained.cluster)
+            check_evaluation_resources(trained.cluster)
             results = [evaluate_checkpoint(e, location.uri, name=location.name).result for e in experiments]
     print(results_table(results))
     if arguments.output:

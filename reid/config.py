@@ -17,10 +17,10 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from reid.contracts import Settings
 from reid.data.cache import CacheConfig
@@ -80,7 +80,7 @@ class ClusterConfig(Settings):
     gpus_per_evaluation_worker: float = Field(0.0, ge=0.0, le=1.0)
     """GPUs reserved for each evaluation worker; a fraction shares one. 0: embed on the CPU."""
     evaluation_timeout_seconds: float = Field(3600.0, gt=0)
-    """An evaluation that takes longer is given up and noted as failed; training is not touched."""
+    """An evaluation that takes longer, from its first finished slice on, is given up; training is not touched."""
 
 
 class MetricsConfig(Settings):
@@ -111,6 +111,16 @@ class Experiment(Settings):
     cluster: ClusterConfig = ClusterConfig()
     metrics: MetricsConfig = MetricsConfig()
 
+    @model_validator(mode="after")
+    def _evaluations_need_checkpoints(self) -> Self:
+        saved, evaluated = self.training.loop.checkpoint_every_epochs, self.evaluation.every_epochs
+        if evaluated % saved:
+            raise ValueError(
+                f"only checkpoints can be evaluated, but evaluation.every_epochs {evaluated} is not a multiple of"
+                f" training.loop.checkpoint_every_epochs {saved}"
+            )
+        return self
+
 
 FREE_KEYS: tuple[str, ...] = (
     "name",
@@ -127,6 +137,10 @@ FREE_KEYS: tuple[str, ...] = (
     "training.loop.checkpoint_every_epochs",
     "training.loop.checkpoint_every_steps",
     "training.loop.log_every_steps",
+    "training.loop.hang_after_seconds",
+    "training.step.max_consecutive_nonfinite",
+    "model.backbone.weights",
+    "model.backbone.sha256",
 )
 """What may change between a checkpoint and the run that continues it. The data set itself is compared by its
 manifest's hash."""
@@ -285,7 +299,7 @@ def _override(values: dict[str, Any], override: str) -> None:
 
 def _problem(schema: type[Settings], detail: Mapping[str, Any]) -> str:
     location = detail["loc"]
-    path = ".".join(str(part) for part in location)
+    path = ".".join(str(part) for part in location) or "settings"
     match detail["type"]:
         case "extra_forbidden":
             siblings = _fields_at(schema, location[:-1])
@@ -297,7 +311,8 @@ def _problem(schema: type[Settings], detail: Mapping[str, Any]) -> str:
             return f"{path}: unknown key; {hint}"
         case _:
             message = detail["msg"]
-            return f"{path}: {message[0].lower()}{message[1:]}, got {detail['input']!r}"
+            got = "" if isinstance(detail["input"], dict) else f", got {detail['input']!r}"
+            return f"{path}: {message[0].lower()}{message[1:]}{got}"
 
 
 def _sections(annotation: Any) -> list[type[Settings]]:

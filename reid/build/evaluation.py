@@ -23,7 +23,7 @@ from reid.evaluation.ranking import PositiveRanks
 from reid.evaluation.results import RetrievalResult
 from reid.evaluation.trials import evaluate_trials, make_result
 from reid.models.ppt import PPT
-from reid.storage import Location, open_location, read_bytes, sha256_of
+from reid.storage import Location, read_bytes, sha256_of
 from reid.training.checkpoint import CheckpointStore
 from reid.training.checkpoint_files import MANIFEST_NAME
 
@@ -48,10 +48,12 @@ class Evaluation:
     result: RetrievalResult
     examples: tuple[dict[str, Any], ...]
     """Rank lists of easy, median and hard queries as plain data, for the report."""
+    settings: dict[str, Any]
+    """The `evaluation` section it was made with: other settings make it another evaluation."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for the run folder."""
-        return {**self.result.to_json(), "examples": list(self.examples)}
+        return {**self.result.to_json(), "examples": list(self.examples), "settings": self.settings}
 
 
 def load_trained_experiment(checkpoint: Location) -> Experiment:
@@ -60,7 +62,7 @@ def load_trained_experiment(checkpoint: Location) -> Experiment:
     Raises:
         ValueError: The folder is no sound checkpoint.
     """
-    store = CheckpointStore(open_location(checkpoint.uri.rstrip("/").rpartition("/")[0]))
+    store = CheckpointStore(checkpoint.parent)
     return Experiment.model_validate(store.load_run(checkpoint.name).config)
 
 
@@ -70,8 +72,7 @@ def load_trained_model(checkpoint: Location, device: torch.device) -> TrainedMod
     Raises:
         ValueError: The folder is no sound checkpoint.
     """
-    uri = checkpoint.uri.rstrip("/")
-    store = CheckpointStore(open_location(uri.rpartition("/")[0]))
+    store = CheckpointStore(checkpoint.parent)
     run = store.load_run(checkpoint.name)
     experiment = Experiment.model_validate(run.config)
     backbone = experiment.model.backbone.model_copy(update={"weights": None})
@@ -132,7 +133,11 @@ def conclude(
         checkpoint_hash=trained.checkpoint_hash, manifest_hash=shards.manifest.hash, name=name,
         post_processing="none", notes=notes, trapezoid=evaluation.trapezoid_ap, seconds=seconds,
     )  # fmt: skip
-    return Evaluation(result=result, examples=tuple(_examples(experiment, trials[0], ranks[0], embeddings)))
+    return Evaluation(
+        result=result,
+        examples=tuple(_examples(experiment, trials[0], ranks[0], embeddings)),
+        settings=evaluation.model_dump(mode="json"),
+    )
 
 
 def evaluate_here(experiment: Experiment, checkpoint: Location, *, name: str = "") -> Evaluation:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +23,7 @@ class MetricsLog:
 
     def __init__(self, folder: Location) -> None:
         self._folder = folder
-        self._object = f"metrics.{uuid.uuid4().hex[:8]}.jsonl"
+        self._object = f"metrics.{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.jsonl"
         self._lines: list[str] = []
 
     def append(self, kind: str, row: Mapping[str, Any]) -> None:

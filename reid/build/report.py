@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from reid.build.data import open_eval_stream
-from reid.build.evaluation import TrainedModel, load_trained_model
+from reid.build.evaluation import load_trained_model
 from reid.build.metrics_log import read_metrics
 from reid.build.run_folder import RunFolder
 from reid.config import Experiment, to_yaml
@@ -22,7 +22,7 @@ from reid.data.shard_set import ShardSet
 from reid.evaluation.report import Picture, Report, Section, render_report
 from reid.evaluation.results import RetrievalResult
 from reid.models.perspective import PlaneConfig, find_planes
-from reid.storage import write_bytes_atomic
+from reid.storage import Location, exists, write_bytes_atomic
 from reid.visual.activation import activation_picture, distance_activation_maps
 from reid.visual.curves import draw_curves
 from reid.visual.mosaic import column, encode_jpeg, row
@@ -51,23 +51,22 @@ def write_run_report(experiment: Experiment, folder: RunFolder, shards: ShardSet
         ValueError: The run has no evaluation yet.
     """
     stored = [(name, folder.evaluation(name)) for name in sorted(folder.evaluated())]
-    evaluations = [(name, data) for name, data in stored if data is not None and "error" not in data]
+    evaluations = [(name, data) for name, data in stored if data is not None]
     if not evaluations:
         raise ValueError(f"{folder.location.uri} has no evaluation to report; see the warnings above")
     results = [RetrievalResult.from_json(data) for _, data in evaluations]
     name, newest = evaluations[-1]
     rows = read_metrics(folder.location)
-    trained = load_trained_model(folder.checkpoints.child(name), torch.device("cpu"))
     page = Report(
         title=experiment.name,
-        subtitle=f"{shards.manifest.name}, protocol {experiment.evaluation.protocol}",
+        subtitle=f"{shards.manifest.name}, protocol {results[-1].protocol}",
         results=results[-1:],
         facts=_facts(experiment, shards, rows, name),
         sections=[
             *_curves(rows, results, evaluations),
             *_rank_lists(newest["examples"], shards),
             *_planes(experiment, shards),
-            *_activations(experiment, trained, shards, newest["examples"]),
+            *_activations(experiment, folder.checkpoints.child(name), shards, newest["examples"]),
             *([Section(title="Plan of the run", text=plan, folded=True)] if plan else []),
             Section(title="Configuration", text=to_yaml(experiment), folded=True),
         ],
@@ -196,9 +195,13 @@ def _planes(experiment: Experiment, shards: ShardSet) -> list[Section]:
 
 
 def _activations(
-    experiment: Experiment, trained: TrainedModel, shards: ShardSet, examples: Sequence[Mapping[str, Any]]
+    experiment: Experiment, checkpoint: Location, shards: ShardSet, examples: Sequence[Mapping[str, Any]]
 ) -> list[Section]:
     """Distance activation maps (PPT, section 4.5.1) of queries and their nearest wrong gallery image."""
+    if not exists(checkpoint):
+        # Retention has deleted it since it was evaluated.
+        return []
+    trained = load_trained_model(checkpoint, torch.device("cpu"))
     pairs = []
     for example in [*reversed(examples)]:
         wrong = [s for s, positive in zip(example["gallery"], example["is_positive"], strict=True) if not positive]

@@ -63,11 +63,21 @@ class RunFolder:
         text = json.dumps(result, indent=1, allow_nan=False)
         write_bytes_atomic(self.evaluations.child(f"{checkpoint}.json"), text.encode())
 
-    def evaluated(self) -> set[str]:
-        """Names of checkpoints with a stored evaluation or failure."""
+    def evaluated(self, settings: dict[str, Any] | None = None) -> set[str]:
+        """Names of checkpoints with a stored evaluation that did not fail.
+
+        Args:
+            settings: Only evaluations made with this `evaluation` section; None: any.
+        """
         if not exists(self.evaluations):
             return set()
-        return {name.removesuffix(".json") for name in list_names(self.evaluations) if name.endswith(".json")}
+        names = [name.removesuffix(".json") for name in list_names(self.evaluations) if name.endswith(".json")]
+        stored = {name: self.evaluation(name) for name in names}
+        return {
+            name
+            for name, data in stored.items()
+            if data is not None and "error" not in data and settings in (None, data.get("settings"))
+        }
 
 
 def open_run(experiment: Experiment) -> RunFolder:

@@ -24,9 +24,11 @@ from reid.training.optim import build_optimizer, parameter_groups
 from reid.training.randomness import seed_everything
 from reid.training.snapshot import Position, RunDescription, restore_snapshot
 from reid.training.step import TrainingStep, prepare_model
-from reid.training.workers import rank, refuse_disagreement, share_text, world_size
+from reid.training.workers import mean_over_workers, rank, refuse_disagreement, share_text, world_size
 
 logger = logging.getLogger(__name__)
+
+SKIP_REASONS = ("image_truncated", "image_unreadable", "image_size_differs")
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,12 @@ class Training:
     store: CheckpointStore
     description: RunDescription
     start: Position
+
+    def skipped_samples(self) -> dict[str, int]:
+        """Unreadable images met so far by all workers, by reason; collective."""
+        counts = torch.tensor([float(self.stream.skipped[reason]) for reason in SKIP_REASONS])
+        totals = mean_over_workers(counts) * world_size()
+        return {reason: round(total) for reason, total in zip(SKIP_REASONS, totals.tolist(), strict=True) if total}
 
     def results(self, should_stop: Callable[[], bool] = never) -> Iterator[IntervalResult | EpochResult]:
         """Trains; see `reid.training.loop.fit`."""
@@ -89,7 +97,7 @@ def build_step(
     return TrainingStep(model, partial(ppt_loss, config=experiment.loss), optimizer, training.step)
 
 
-def build_training(experiment: Experiment, device: torch.device, *, fresh: bool = False) -> Training:
+def build_training(experiment: Experiment, device: torch.device, *, resume_anyway: bool = False) -> Training:
     """This worker's part of the run, restored from the newest sound checkpoint of the run folder.
 
     Collective: with a process group all workers call it together, and all continue at the same checkpoint.
@@ -97,7 +105,7 @@ def build_training(experiment: Experiment, device: torch.device, *, fresh: bool 
     Args:
         experiment: The run.
         device: Of this worker.
-        fresh: Begin anew although there are checkpoints (dry runs, benchmarks).
+        resume_anyway: Continue although settings differ from the checkpoint's (data set and optimiser must fit).
 
     Raises:
         DataError: The shards cannot be used.
@@ -110,12 +118,12 @@ def build_training(experiment: Experiment, device: torch.device, *, fresh: bool 
     stream = open_train_stream(experiment, shards, rank(), world_size())
     store = CheckpointStore(folder.checkpoints, experiment.training.checkpoint)
     # One worker looks for the newest sound checkpoint, so that all continue at the same one.
-    name = share_text(store.newest() if rank() == 0 and not fresh else None)
+    name = share_text(store.newest() if rank() == 0 else None)
     step = build_step(experiment, shards.manifest.num_classes, device, pretrained=name is None)
     start = Position()
     if name is not None:
         state = store.load(name)
-        refuse_other_run(state, description, step.optimizer)
+        refuse_other_run(state, description, step.optimizer, resume_anyway=resume_anyway)
         restore_snapshot(step, state)
         start = state.position
         if rank() == 0:

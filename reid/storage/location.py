@@ -51,6 +51,14 @@ class Location:
         """Last part of the path."""
         return self.path.rsplit("/", 1)[-1]
 
+    @property
+    def parent(self) -> Location:
+        """The folder that holds this entry."""
+        base, mark, query = self.uri.partition("?")
+        return Location(
+            self.filesystem, self.path.rpartition("/")[0], f"{base.rstrip('/').rpartition('/')[0]}{mark}{query}"
+        )
+
     def child(self, name: str) -> Location:
         """The entry `name` (one name, or several joined by `/`) inside this folder."""
         parts = name.split("/")

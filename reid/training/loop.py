@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import torch
 from pydantic import Field
@@ -26,6 +26,8 @@ from reid.training.watchdog import StepWatchdog
 from reid.training.workers import StopPoll, rank, share_text
 
 logger = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_LAST_SAVES: Final = 2.0
 
 
 class LoopConfig(Settings):
@@ -182,6 +184,10 @@ def _train_epoch(
             if saves or finished:
                 began = time.perf_counter()
                 name = _commit(parts, position) if saves else None
+                while saves and name is None and parts.store is not None and epoch + 1 == config.epochs and finished:
+                    # There is no later chance for the end of the run: save again until it is there or given up.
+                    time.sleep(_SECONDS_BETWEEN_LAST_SAVES)
+                    name = _commit(parts, position)
                 result = {**since_result.metrics(), "learning_rate": learning_rate}
                 if name is not None:
                     result["checkpoint_seconds"] = time.perf_counter() - began

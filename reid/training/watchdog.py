@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import faulthandler
+import os
 import sys
 import time
 from collections import deque
 from pathlib import Path
 from statistics import median
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Final, Self
+
+FIRST_STEP_PATIENCE: Final = 10
+"""How many times longer than any other the first step may take."""
 
 
 class StepWatchdog:
@@ -31,7 +35,7 @@ class StepWatchdog:
         """Nothing runs yet.
 
         Args:
-            folder: Where `stacks-<name>.txt` goes; None: standard error.
+            folder: Where `stacks-<name>-<time>-<process>.txt` goes; None: standard error.
             name: Tells workers apart, such as `rank-0`.
             minimum_seconds: Shortest silence that counts as a hang.
             factor: Longest tolerated step in medians of the last hundred.
@@ -42,11 +46,14 @@ class StepWatchdog:
         self._durations: deque[float] = deque(maxlen=100)
         self._last: float | None = None
         self._file: IO[str] | None = None
+        self._path: Path | None = None
 
     def __enter__(self) -> Self:
         if self._enabled and self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._file = open(self._folder / f"stacks-{self._name}.txt", "w")  # closed in __exit__
+            # A name of its own: the process that replaces a hanging one must not overwrite what it left.
+            self._path = self._folder / f"stacks-{self._name}-{time.time_ns()}-{os.getpid()}.txt"
+            self._file = open(self._path, "w")  # closed in __exit__
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
@@ -54,15 +61,17 @@ class StepWatchdog:
         if self._file is not None:
             empty = self._file.tell() == 0
             self._file.close()
-            if empty and self._folder is not None:
-                (self._folder / f"stacks-{self._name}.txt").unlink(missing_ok=True)
+            if empty and self._path is not None:
+                self._path.unlink(missing_ok=True)
             self._file = None
 
     @property
     def limit_seconds(self) -> float:
         """The silence that would count as a hang now."""
-        usual = median(self._durations) if self._durations else 0.0
-        return max(self._minimum_seconds, self._factor * usual)
+        if not self._durations:
+            # The first step also pays for loader processes, remote shards and kernels that are chosen or compiled.
+            return FIRST_STEP_PATIENCE * self._minimum_seconds
+        return max(self._minimum_seconds, self._factor * median(self._durations))
 
     def beat(self) -> None:
         """A step has begun or finished: the clock starts again."""

@@ -74,7 +74,7 @@ def main() -> None:
                             "data.transform.padding=4", "model.backbone.name=resnet18",
                             f"training.loop.epochs={arguments.epochs}", "training.loop.log_every_steps=2",
                             f"training.loop.checkpoint_every_epochs={arguments.epochs}", "evaluation.num_rank_lists=0",
-                            "evaluation.every_epochs=1000", f"cluster.num_workers={WORKERS}",
+                            f"evaluation.every_epochs={1000 * arguments.epochs}", f"cluster.num_workers={WORKERS}",
                             "cluster.cpus_per_evaluation_worker=0",
                         ],
                     )  # fmt: skip
