@@ -22,7 +22,7 @@ summary { font-weight: 600; font-size: 18px; cursor: pointer; }
 p.intro { color: var(--soft); margin: 0 0 14px; max-width: 75ch; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(130px, 1fr)); gap: 14px; margin: 24px 0 0; }
 .figure { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 14px 18px; }
-.figure b { display: block; font-size: 32px; line-height: 1.15; font-variant-numeric: tabular-nums; font-weight: 650; }
+.figure b { display: block; font-size: 28px; white-space: nowrap; line-height: 1.15; font-variant-numeric: tabular-nums; font-weight: 650; }
 .figure small { color: var(--soft); font-size: 15px; font-weight: 400; }
 .figure span { color: var(--soft); font-size: 13px; }
 .figure:first-child b { color: var(--accent); }
@@ -71,7 +71,7 @@ PAGE: Final = (
 </header>
 <div class="figures">
 {% for name, value, deviation in headline %}
-<div class="figure"><b>{{ value }}{% if deviation %}<small> &plusmn; {{ deviation }}</small>{% endif %}</b>
+<div class="figure"><b>{{ value }}{% if deviation %}<small>&nbsp;&plusmn;&nbsp;{{ deviation }}</small>{% endif %}</b>
 <span>{{ name }} (%)</span></div>
 {% endfor %}
 <div class="figure"><b>{{ "{:,}".format(newest.metrics.num_valid_queries) }}</b><span>valid queries
