@@ -22,7 +22,8 @@ summary { font-weight: 600; font-size: 18px; cursor: pointer; }
 p.intro { color: var(--soft); margin: 0 0 14px; max-width: 75ch; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(130px, 1fr)); gap: 14px; margin: 24px 0 0; }
 .figure { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 14px 18px; }
-.figure b { display: block; font-size: 28px; white-space: nowrap; line-height: 1.15; font-variant-numeric: tabular-nums; font-weight: 650; }
+.figure b { display: block; font-size: 28px; line-height: 1.15; white-space: nowrap;
+  font-variant-numeric: tabular-nums; font-weight: 650; }
 .figure small { color: var(--soft); font-size: 15px; font-weight: 400; }
 .figure span { color: var(--soft); font-size: 13px; }
 .figure:first-child b { color: var(--accent); }
