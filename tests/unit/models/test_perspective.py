@@ -24,6 +24,8 @@ from reid.models.perspective import (
 from tests.reference import homography as reference
 
 SHARED = Path(__file__).resolve().parents[4] / "shared"
+GOLDEN = SHARED / "golden" / "warp_perspective.npz"
+GALLERY = SHARED / "data" / "veri776-keypoints" / "keypoint_test.txt"
 UNIT_SQUARE = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]], dtype=torch.float64)
 FRONT, BACK, SIDE, TOP = range(4)
 
@@ -132,9 +134,9 @@ def test_homographies_agree_with_opencv() -> None:
         np.testing.assert_allclose(mapped[:, :2] / mapped[:, 2:], wanted[:, :2] / wanted[:, 2:], atol=5e-5)
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason=f"no shared folder in {SHARED.parent}")
+@pytest.mark.skipif(not GOLDEN.is_file(), reason=f"no {GOLDEN}")
 def test_warps_agree_with_the_golden_file() -> None:
-    golden = np.load(SHARED / "golden" / "warp_perspective.npz", allow_pickle=False)
+    golden = np.load(GOLDEN, allow_pickle=False)
     sources, features = torch.tensor(golden["quads_px_center"]), torch.tensor(golden["feat"]).double()
     # `center`: the corners go to the centres of the corner cells of an 8x8 target.
     centres = (torch.tensor(golden["dst_center"]) + 0.5) / 8
@@ -273,10 +275,10 @@ def test_a_substituted_plane_whose_missing_corner_lies_beyond_the_horizon_is_ref
     assert not planes.visible.any()
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason=f"no shared folder in {SHARED.parent}")
+@pytest.mark.skipif(not GALLERY.is_file(), reason=f"no {GALLERY}")
 def test_rates_on_the_veri_gallery_are_the_published_ones() -> None:
     rows = {}
-    for line in (SHARED / "data" / "veri776-keypoints" / "keypoint_test.txt").read_text().splitlines():
+    for line in GALLERY.read_text().splitlines():
         fields = line.split()
         rows[fields[0].rsplit("/", 1)[-1]] = [float(value) for value in fields[1:41]]
     points = torch.tensor(list(rows.values()), dtype=torch.float64).view(-1, 20, 2)
