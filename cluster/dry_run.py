@@ -17,7 +17,6 @@ import ray
 import torch
 
 from cluster.resources import (
-    check_divisible,
     check_evaluation_resources,
     check_training_resources,
     ray_connection,
@@ -31,6 +30,7 @@ from reid.build.run_folder import open_run
 from reid.build.run_plan import describe_plan
 from reid.build.training import build_step
 from reid.config import Experiment
+from reid.data.plan import lanes_of_worker
 from reid.evaluation.distances import cosine_distances
 from reid.evaluation.extract import extract_features
 from reid.evaluation.protocols import rows_of_trials
@@ -61,7 +61,7 @@ def dry_run(experiment: Experiment) -> None:
         ValueError: What else would stop the run.
     """
     experiment = with_absolute_addresses(experiment)
-    check_divisible(experiment.data.plan, experiment.cluster.num_workers)
+    lanes_of_worker(experiment.data.plan, 0, experiment.cluster.num_workers)  # refuses a batch that cannot be shared
     folder = open_run(experiment)
     with open_data(experiment) as shards, ray_connection():
         trials = evaluation_trials(experiment, shards)

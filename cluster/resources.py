@@ -13,7 +13,6 @@ import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 
 from reid.config import ClusterConfig
-from reid.data.plan import PlanConfig
 from reid.storage import Location
 
 logger = logging.getLogger(__name__)
@@ -113,21 +112,6 @@ def check_evaluation_resources(cluster: ClusterConfig) -> None:
         raise ValueError(
             f"an evaluation worker needs {cluster.cpus_per_evaluation_worker:g} CPUs, but the cluster has {cpus:g};"
             " lower cluster.cpus_per_evaluation_worker"
-        )
-
-
-def check_divisible(plan: PlanConfig, num_workers: int) -> None:
-    """Refuses a worker count that cannot share the identities of a batch equally.
-
-    Raises:
-        ValueError: with the equation and the worker counts that would do.
-    """
-    identities, images = plan.identities_per_batch, plan.images_per_identity
-    if identities % num_workers:
-        fitting = [n for n in range(1, identities + 1) if identities % n == 0]
-        raise ValueError(
-            f"global batch {identities * images} = {identities} identities x {images} images is not divisible by"
-            f" {num_workers} workers; cluster.num_workers can be {', '.join(map(str, fitting))}"
         )
 
 

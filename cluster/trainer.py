@@ -15,7 +15,6 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from cluster.evaluation import evaluate_checkpoint
 from cluster.follower import RunFollower
 from cluster.resources import (
-    check_divisible,
     check_evaluation_resources,
     check_training_resources,
     ray_connection,
@@ -31,6 +30,7 @@ from reid.build.run_plan import describe_plan
 from reid.build.training import describe_run
 from reid.config import Experiment, with_overrides
 from reid.contracts import DataError
+from reid.data.plan import lanes_of_worker
 from reid.evaluation.results import RetrievalResult, results_table
 from reid.storage import open_location
 from reid.training.checkpoint import CheckpointStore, refuse_other_run
@@ -81,7 +81,7 @@ def train(experiment: Experiment, resume: Resume = Resume.AUTO, *, resume_anyway
     """
     experiment = with_absolute_addresses(experiment)
     folder = open_run(experiment)
-    check_divisible(experiment.data.plan, experiment.cluster.num_workers)
+    lanes_of_worker(experiment.data.plan, 0, experiment.cluster.num_workers)  # refuses a batch that cannot be shared
     with open_data(experiment) as shards, RunLock(folder.location) as lock, ray_connection():
         newest = _check_resume(experiment, folder, shards.manifest.hash, resume, resume_anyway)
         check_training_resources(experiment.cluster)
