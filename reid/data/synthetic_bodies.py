@@ -8,40 +8,14 @@ order, self-occlusion) and a `Chart` (the picture that is projected on it along 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+
+from reid.data.synthetic_mesh import Chart, Floats, Mesh, MeshBuilder, Part
 
 BodyKind = Literal["sedan", "hatchback", "suv", "van", "truck", "bus"]
-Floats = NDArray[np.float64]
-
-
-class Chart(IntEnum):
-    """Which picture covers a triangle; all but the last two are orthographic views of the whole vehicle."""
-
-    LEFT = 0
-    RIGHT = 1
-    FRONT = 2
-    REAR = 3
-    TOP = 4
-    WHEEL = 5
-    DARK = 6
-
-
-class Part(IntEnum):
-    """Pieces that can hide one another; convex enough to be drawn by depth within themselves."""
-
-    TYRES = 0
-    CHASSIS = 1
-    LOWER = 2
-    CABIN = 3
-    BOX = 4
-    DISCS = 5
-    LEFT_MIRROR = 6
-    RIGHT_MIRROR = 7
-    FITTINGS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,30 +93,6 @@ class BodyShape:
         return np.asarray(width - self.tumblehome * np.maximum(np.asarray(z) - belt, 0.0))
 
 
-@dataclass(frozen=True, slots=True)
-class Mesh:
-    """Triangles of a vehicle."""
-
-    vertices: Floats
-    """(V, 3)."""
-    normals: Floats
-    """(V, 3) unit, smoothed within each sheet."""
-    triangles: NDArray[np.intp]
-    """(T, 3) into `vertices`."""
-    parts: NDArray[np.int64]
-    """(T,) `Part`."""
-    charts: NDArray[np.int64]
-    """(T,) `Chart`."""
-    wheel_x: Floats
-    """(T,) `x` of the hub for `Chart.WHEEL`, else 0."""
-
-    def face_normals(self) -> Floats:
-        """(T, 3) outward unit normals."""
-        corners = self.vertices[self.triangles]
-        cross = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-        return np.asarray(cross / np.maximum(np.linalg.norm(cross, axis=1, keepdims=True), 1e-12))
-
-
 def make_shape(kind: BodyKind, generator: np.random.Generator) -> BodyShape:
     """A random model of the given kind, with the proportions of its class."""
 
@@ -200,67 +150,6 @@ def make_shape(kind: BodyKind, generator: np.random.Generator) -> BodyShape:
     )  # fmt: skip
 
 
-@dataclass(slots=True)
-class _Builder:
-    """Collects sheets of triangles."""
-
-    vertices: list[Floats]
-    triangles: list[NDArray[np.intp]]
-    parts: list[int]
-    charts: list[int]
-    wheel_x: list[float]
-
-    def sheet(self, grid: Floats, part: Part, charts: NDArray[np.int64], inside: tuple[float, float, float]) -> None:
-        """Add an (R, C, 3) grid of points as (R-1) x (C-1) quadrilaterals, turned away from the point `inside`.
-
-        `charts` is (R-1, C-1).
-        """
-        rows, columns = grid.shape[:2]
-        base = sum(len(block) for block in self.vertices)
-        index = base + np.arange(rows * columns).reshape(rows, columns)
-        a, b, c, d = index[:-1, :-1], index[:-1, 1:], index[1:, 1:], index[1:, :-1]
-        first, second = np.stack([a, b, c], -1), np.stack([a, c, d], -1)
-        triangles = np.stack([first, second], 2).reshape(-1, 3)
-        points = grid.reshape(-1, 3)
-        a, b, c = (points[triangles[:, corner] - base] for corner in range(3))
-        outward = np.cross(b - a, c - a) * ((a + b + c) / 3 - np.asarray(inside))
-        self.vertices.append(points)
-        self.triangles.append(triangles if outward.sum() > 0 else triangles[:, ::-1])
-        self.parts += [int(part)] * len(triangles)
-        self.charts += np.repeat(charts.reshape(-1), 2).tolist()
-        self.wheel_x += [0.0] * len(triangles)
-
-    def box(self, low: tuple[float, float, float], high: tuple[float, float, float], part: Part) -> None:
-        """Add a box without its bottom; each side has the chart of its direction."""
-        (x0, y0, z0), (x1, y1, z1) = low, high
-        corners = {
-            Chart.LEFT: [[(x1, y1, z0), (x1, y1, z1)], [(x0, y1, z0), (x0, y1, z1)]],
-            Chart.RIGHT: [[(x0, y0, z0), (x0, y0, z1)], [(x1, y0, z0), (x1, y0, z1)]],
-            Chart.FRONT: [[(x1, y0, z0), (x1, y0, z1)], [(x1, y1, z0), (x1, y1, z1)]],
-            Chart.REAR: [[(x0, y1, z0), (x0, y1, z1)], [(x0, y0, z0), (x0, y0, z1)]],
-            Chart.TOP: [[(x0, y0, z1), (x0, y1, z1)], [(x1, y0, z1), (x1, y1, z1)]],
-        }
-        for chart, points in corners.items():
-            middle = ((x0 + x1) / 2, (y0 + y1) / 2, (z0 + z1) / 2)
-            self.sheet(np.array(points, dtype=np.float64), part, np.full((1, 1), int(chart)), middle)
-
-    def finish(self) -> Mesh:
-        """The mesh without its degenerate triangles."""
-        vertices = np.concatenate(self.vertices)
-        triangles = np.concatenate(self.triangles)
-        corners = vertices[triangles]
-        cross = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-        keep = np.linalg.norm(cross, axis=1) > 1e-6
-        normals = np.zeros_like(vertices)
-        for corner in range(3):
-            np.add.at(normals, triangles[keep, corner], cross[keep])
-        normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
-        return Mesh(
-            vertices, normals, triangles[keep], np.array(self.parts)[keep], np.array(self.charts)[keep],
-            np.array(self.wheel_x)[keep],
-        )  # fmt: skip
-
-
 def build_mesh(shape: BodyShape, fittings: tuple[tuple[float, ...], ...] = ()) -> Mesh:
     """The vehicle as triangles.
 
@@ -268,7 +157,26 @@ def build_mesh(shape: BodyShape, fittings: tuple[tuple[float, ...], ...] = ()) -
         shape: the model.
         fittings: boxes `(x0, y0, z0, x1, y1, z1)` on the roof of this individual (racks, signs), in metres.
     """
-    builder = _Builder([], [], [], [], [])
+    bare = _bare_mesh(shape)
+    if not fittings:
+        return bare
+    builder = MeshBuilder()
+    for x0, y0, z0, x1, y1, z1 in fittings:
+        builder.box((x0, y0, z0), (x1, y1, z1), Part.FITTINGS)
+    boxes = builder.finish()
+    return Mesh(
+        np.concatenate([bare.vertices, boxes.vertices]),
+        np.concatenate([bare.normals, boxes.normals]),
+        np.concatenate([bare.triangles, boxes.triangles + len(bare.vertices)]),
+        np.concatenate([bare.parts, boxes.parts]),
+        np.concatenate([bare.charts, boxes.charts]),
+        np.concatenate([bare.wheel_x, boxes.wheel_x]),
+    )
+
+
+@lru_cache(maxsize=32)
+def _bare_mesh(shape: BodyShape) -> Mesh:
+    builder = MeshBuilder()
     _add_lower_body(builder, shape)
     _add_cabin(builder, shape)
     if shape.box_height:
@@ -288,8 +196,6 @@ def build_mesh(shape: BodyShape, fittings: tuple[tuple[float, ...], ...] = ()) -
         x, y, z = mirror_centre(shape, side)
         size = (0.07, 0.11, 0.09) if shape.height < 2.0 else (0.07, 0.12, 0.2)
         builder.box((x - size[0], y - size[1], z - size[2]), (x + size[0], y + size[1], z + size[2]), part)
-    for x0, y0, z0, x1, y1, z1 in fittings:
-        builder.box((x0, y0, z0), (x1, y1, z1), Part.FITTINGS)
     return builder.finish()
 
 
@@ -300,7 +206,7 @@ def mirror_centre(shape: BodyShape, side: float) -> tuple[float, float, float]:
     return x, side * (shape.width / 2 + (0.13 if high else 0.08)), shape.belt_front + (0.55 if high else 0.08)
 
 
-def _add_lower_body(builder: _Builder, shape: BodyShape) -> None:
+def _add_lower_body(builder: MeshBuilder, shape: BodyShape) -> None:
     front = shape.half - np.array([0.0, 0.03, 0.08, 0.16, 0.28, 0.42, 0.6])
     rear = shape.body_end + np.array([0.45, 0.3, 0.18, 0.09, 0.03, 0.0])
     inner = np.linspace(front[-1], rear[0], 7)[1:-1]
@@ -333,7 +239,7 @@ def _add_lower_body(builder: _Builder, shape: BodyShape) -> None:
         builder.sheet(cap, Part.LOWER, np.full((7, 1), int(chart)), inside)
 
 
-def _add_cabin(builder: _Builder, shape: BodyShape) -> None:
+def _add_cabin(builder: MeshBuilder, shape: BodyShape) -> None:
     h = shape.height
     screen = [(0.0, 0.0), (0.35, 0.37), (0.7, 0.73), (1.0, 1.0)]
     stations: list[tuple[float, float, Chart]] = []
@@ -373,7 +279,7 @@ def _add_cabin(builder: _Builder, shape: BodyShape) -> None:
     builder.sheet(np.array(rows, dtype=np.float64), Part.CABIN, charts, ((shape.cowl + shape.rear_base) / 2, 0.0, 0.5))
 
 
-def _add_wheels(builder: _Builder, shape: BodyShape) -> None:
+def _add_wheels(builder: MeshBuilder, shape: BodyShape) -> None:
     angles = np.linspace(0, 2 * np.pi, 15)
     radius = shape.wheel_radius
     for x in shape.axles:

@@ -7,13 +7,14 @@ coordinates.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reid.data.synthetic_bodies import Floats
+from reid.data.synthetic_mesh import Floats
 
 VIEWS: Final = (22.0, 160.0, -26.0, 176.0, 4.0, -154.0, 40.0, 140.0, 30.0, -172.0, -12.0, 152.0)
 """Azimuth at which each camera in turn sees the traffic; about VeRi-776's mix of orientations."""
@@ -80,8 +81,8 @@ class Projection:
 
     def pixels(self, points: Floats) -> Floats:
         """(N, 2) image positions of (N, 3) points in front of the camera."""
-        local = (points - self.position) @ self.axes.T
-        return local[:, :2] / local[:, 2:] * self.focal + self.centre
+        local = self.axes @ (points - self.position).T  # rows are faster than columns
+        return np.asarray((local[:2] * (self.focal / local[2])).T + self.centre)
 
     def depths(self, points: Floats) -> Floats:
         """(N,) distance along the optical axis."""
@@ -148,34 +149,31 @@ def make_passage(camera: RoadCamera, track: np.random.Generator, shot: np.random
     turned = 180.0 if track.random() < 0.2 else 0.0
     lane = track.uniform(-9.0, 9.0)
     azimuth = camera.azimuth + turned + lane + shot.uniform(-8.0, 8.0)
-    elevation = float(np.clip(camera.elevation + shot.uniform(-3.5, 3.5), 7.0, 32.0))
-    sun_azimuth = np.radians(azimuth + camera.sun[0] + track.uniform(-25, 25))
-    sun_height = np.radians(camera.sun[1] + track.uniform(-8, 8))
-    light = np.array(
-        [np.cos(sun_height) * np.cos(sun_azimuth), np.cos(sun_height) * np.sin(sun_azimuth), np.sin(sun_height)]
-    )
+    elevation = min(max(camera.elevation + shot.uniform(-3.5, 3.5), 7.0), 32.0)
+    sun_azimuth = math.radians(azimuth + camera.sun[0] + track.uniform(-25, 25))
+    sun_height = math.radians(camera.sun[1] + track.uniform(-8, 8))
+    flat = math.cos(sun_height)
+    light = np.array([flat * math.cos(sun_azimuth), flat * math.sin(sun_azimuth), math.sin(sun_height)])
     return Passage(
         azimuth=float(azimuth % 360.0),
         elevation=elevation,
         distance=float(camera.distance * shot.uniform(0.85, 1.25)),
         roll=camera.roll + float(shot.uniform(-1.0, 1.0)),
         light=light,
-        direct=float(np.clip(camera.direct + track.uniform(-0.2, 0.2), 0.0, 0.9)),
-        brightness=float(np.exp(track.uniform(-0.12, 0.12) + shot.uniform(-0.05, 0.05))),
+        direct=min(max(camera.direct + track.uniform(-0.2, 0.2), 0.0), 0.9),
+        brightness=math.exp(track.uniform(-0.12, 0.12) + shot.uniform(-0.05, 0.05)),
     )
 
 
 def look_at(azimuth: float, elevation: float, distance: float, target_height: float, roll: float = 0.0) -> Projection:
     """A camera `distance` metres from the point `target_height` above the vehicle's origin, with focal length 1."""
-    around, up, turn = np.radians([azimuth, elevation, roll])
-    outward = np.array([np.cos(up) * np.cos(around), np.cos(up) * np.sin(around), np.sin(up)])
-    forward = -outward
-    right = np.cross(forward, [0.0, 0.0, 1.0])
-    right /= np.linalg.norm(right)
-    down = np.cross(forward, right)
-    right, down = np.cos(turn) * right + np.sin(turn) * down, np.cos(turn) * down - np.sin(turn) * right
+    around, up, turn = math.radians(azimuth), math.radians(elevation), math.radians(roll)
+    outward = np.array([math.cos(up) * math.cos(around), math.cos(up) * math.sin(around), math.sin(up)])
+    right = np.array([-math.sin(around), math.cos(around), 0.0])
+    down = np.array([math.sin(up) * math.cos(around), math.sin(up) * math.sin(around), -math.cos(up)])
+    right, down = math.cos(turn) * right + math.sin(turn) * down, math.cos(turn) * down - math.sin(turn) * right
     position = outward * distance + [0.0, 0.0, target_height]
-    return Projection(position, np.stack([right, down, forward]), 1.0, (0.0, 0.0))
+    return Projection(position, np.array([right, down, -outward]), 1.0, (0.0, 0.0))
 
 
 def colour_transfer(camera: RoadCamera, brightness: float) -> NDArray[np.float32]:

@@ -6,7 +6,7 @@ image is a function of (seed, identity, camera, shot) alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, Self
 
@@ -16,15 +16,16 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from reid.contracts import Settings
-from reid.data.synthetic_bodies import Mesh, build_mesh
+from reid.data.synthetic_bodies import build_mesh
 from reid.data.synthetic_cameras import Passage, Projection, RoadCamera, look_at, make_camera, make_passage
 from reid.data.synthetic_keypoints import BodyKeypoints, orientation_code, place_keypoints, seen_from
 from reid.data.synthetic_marks import draw_fittings, paint_fittings, paint_marks
+from reid.data.synthetic_mesh import Chart, Mesh
 from reid.data.synthetic_paint import paint_vehicle
 from reid.data.synthetic_render import render_vehicle
-from reid.data.synthetic_scene import cast_shadow, develop, draw_ground, draw_obstacle
+from reid.data.synthetic_scene import develop, draw_ground, draw_obstacle
 from reid.data.synthetic_styles import Style, make_style
-from reid.data.synthetic_surfaces import Atlas, join_canvases
+from reid.data.synthetic_surfaces import Atlas, Canvas, join_canvases
 
 
 class SyntheticConfig(Settings):
@@ -140,12 +141,19 @@ def build_vehicle(config: SyntheticConfig, identity: int) -> SyntheticVehicle:
     style = make_style(random_stream(config, "style", model_number(config, identity)))
     fittings = draw_fittings(style, random_stream(config, "fittings", identity), config.fitting_share)
     marks = random_stream(config, "marks", identity)
-    canvases = paint_vehicle(style)
+    bare = _painted_model(style)
+    canvases = {chart: replace(canvas, picture=canvas.picture.copy()) for chart, canvas in bare.items()}
     paint_fittings(canvases, fittings, style)
     number = int(marks.integers(config.min_marks, config.max_marks + 1))
     paint_marks(canvases, style, marks, number, config.mark_scale)
     mesh = build_mesh(style.shape, tuple((*fitting.low, *fitting.high) for fitting in fittings))
     return SyntheticVehicle(style, mesh, join_canvases(canvases, style.shape), place_keypoints(style.shape))
+
+
+@lru_cache(maxsize=16)
+def _painted_model(style: Style) -> dict[Chart, Canvas]:
+    """The canvases that all vehicles of a model share; to be copied before anything is painted on them."""
+    return paint_vehicle(style)
 
 
 @lru_cache(maxsize=256)
@@ -187,20 +195,18 @@ def draw_vehicle_image(config: SyntheticConfig, identity: int, camera: int, shot
     long_side = low + (high - low) * float(chance.uniform(start, end)) ** 1.3
     projection, size, raw_size = _frame(vehicle, passage, long_side, chance)
     style = vehicle.style
-    ground = draw_ground(road_camera, projection, size, passage, chance)
-    cast_shadow(ground, style.shape, projection, passage)
+    ground = draw_ground(road_camera, style.shape, projection, size, passage, chance)
     drawn = render_vehicle(style.shape, vehicle.mesh, vehicle.atlas, projection, passage, size)
     covered = drawn.triangle >= 0
-    scene = drawn.colour
-    cv2.copyTo(ground, (~covered).astype(np.uint8), scene)
+    scene = np.asarray(cv2.copyTo(drawn.colour, covered.view(np.uint8), ground))
     hidden = np.zeros(covered.shape, np.bool_)
     if chance.random() < road_camera.occluded * config.obstacles:
         colours, hidden = draw_obstacle(size, chance)
         scene[hidden] = colours[hidden]
-    mask = cv2.resize((covered & ~hidden).astype(np.uint8) * 255, raw_size, interpolation=cv2.INTER_AREA)
-    image = develop(scene, road_camera, passage, raw_size, chance)
+        covered &= ~hidden
+    mask = cv2.resize(covered.view(np.uint8) * np.uint8(255), raw_size, interpolation=cv2.INTER_LINEAR)
     return SyntheticImage(
-        image=np.ascontiguousarray(image[..., ::-1]),
+        image=develop(scene, road_camera, passage, raw_size, chance),
         keypoints=_keypoints_in_image(vehicle, projection, size, raw_size, hidden),
         mask=np.where(mask > 127, np.uint8(255), np.uint8(0)),
         orientation=orientation_code(passage.azimuth),
@@ -227,7 +233,7 @@ def _frame(
     across, down = right - left, bottom - top
     zoom = long_side / max(across, down)
     raw_size = (max(16, round(across * zoom)), max(16, round(down * zoom)))
-    drawing = min(max(2.0 * long_side, 200.0), max(300.0, long_side))
+    drawing = min(max(1.45 * long_side, 160.0), max(240.0, long_side))
     size = (round(raw_size[0] * drawing / long_side), round(raw_size[1] * drawing / long_side))
     return view.cropped(left, top, size[0] / across), size, raw_size
 

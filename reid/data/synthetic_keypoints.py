@@ -11,7 +11,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from reid.data.synthetic_bodies import BodyShape, Floats, Mesh, Part, mirror_centre
+from reid.data.synthetic_bodies import BodyShape, mirror_centre
+from reid.data.synthetic_mesh import Floats, Mesh, Part
 from reid.keypoints import NUM_KEYPOINTS
 
 NUDGE_METRES: Final = 0.04
@@ -134,21 +135,19 @@ def seen_from(keypoints: BodyKeypoints, mesh: Mesh, camera: Floats) -> NDArray[n
     towards = camera - keypoints.positions
     cosine = np.einsum("kfc,kc->kf", keypoints.faces, towards) / np.linalg.norm(towards, axis=1, keepdims=True)
     facing = (cosine > GRAZING_COSINE).any(1)
-    targets = keypoints.lifted()
-    corner = mesh.vertices[mesh.triangles]  # (T, 3, 3)
-    edge1, edge2 = corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]
-    ray = targets - camera  # (K, 3); the point is at 1
-    h = np.cross(ray[:, None], edge2[None])  # (K, T, 3)
-    determinant = np.einsum("tc,ktc->kt", edge1, h)
-    safe = np.where(np.abs(determinant) < 1e-12, np.inf, determinant)
-    start = camera - corner[:, 0]  # (T, 3)
-    u = np.einsum("tc,ktc->kt", start, h) / safe
-    q = np.cross(start, edge1)
-    v = ray @ q.T / safe
-    along = np.einsum("tc,tc->t", edge2, q) / safe
-    hit = (u >= 0) & (v >= 0) & (u + v <= 1) & (along > 1e-6) & (along < 1 - 1e-6)
-    hit &= mesh.parts[None] != keypoints.own_part[:, None]
-    seen: NDArray[np.bool_] = facing & ~hit.any(1)
+    ray = keypoints.lifted()[facing] - camera  # (K, 3); the point is at 1
+    normals, offsets = mesh.planes
+    distance = normals @ camera - offsets
+    front = np.flatnonzero(distance > 0)  # a part is entered through a triangle that faces the camera
+    x, y, z = camera
+    lines = np.concatenate([ray @ [[0, z, -y], [-z, 0, x], [y, -x, 0]], ray], 1)  # (camera x ray, ray)
+    u, v, determinant = lines @ mesh.line_forms[:, :, front]  # (K, T) each
+    hit = np.minimum(u, v) >= 0
+    hit &= u + v <= determinant
+    hit &= distance[front] < (1 - 1e-6) * determinant
+    hit &= mesh.parts[front] != keypoints.own_part[facing, None]
+    seen: NDArray[np.bool_] = facing.copy()
+    seen[facing] = ~hit.any(1)
     return seen
 
 

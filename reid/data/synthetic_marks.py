@@ -13,10 +13,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from reid.data.synthetic_bodies import BodyShape, Chart
+from reid.data.synthetic_bodies import BodyShape
 from reid.data.synthetic_keypoints import fog_lamp_height, head_lamp_height, rear_plate_height
+from reid.data.synthetic_mesh import Chart
 from reid.data.synthetic_styles import Style
-from reid.data.synthetic_surfaces import Canvas, Colour
+from reid.data.synthetic_surfaces import Canvas, Colour, filled_picture
 
 Canvases = dict[Chart, Canvas]
 
@@ -164,11 +165,10 @@ def draw_sticker(generator: np.random.Generator) -> NDArray[np.uint8]:
 def _letter_plates(canvases: Canvases, style: Style, generator: np.random.Generator) -> None:
     s, ink = style.shape, (225, 225, 225) if sum(style.plate) < 330 else (30, 30, 30)
     text = "".join(_LETTERS[int(letter)] for letter in generator.integers(len(_LETTERS), size=6))
+    plate = filled_picture(40, 160, (*ink, 0))
+    cv2.putText(plate, text, (6, 32), cv2.FONT_HERSHEY_SIMPLEX, 1.15, (*ink, 170), 3, cv2.LINE_AA)
+    plate = np.asarray(cv2.GaussianBlur(plate, (0, 0), 4.0))  # real plates are blurred in the public data sets too
     for chart, height in ((Chart.FRONT, fog_lamp_height(s)), (Chart.REAR, rear_plate_height(s))):
-        plate = np.zeros((40, 160, 4), np.uint8)
-        plate[..., :3] = ink
-        cv2.putText(plate, text, (6, 32), cv2.FONT_HERSHEY_SIMPLEX, 1.15, (*ink, 170), 3, cv2.LINE_AA)
-        plate = cv2.GaussianBlur(plate, (0, 0), 4.0)  # real plates are blurred in the public data sets too
         canvases[chart].paste(plate, (0.0, height), 0.42)
 
 
@@ -203,7 +203,7 @@ def _stripe(canvas: Canvas, s: BodyShape, generator: np.random.Generator, scale:
 def _scratch(canvas: Canvas, s: BodyShape, generator: np.random.Generator, scale: float) -> None:
     x, z = generator.uniform(s.axles[-1], s.axles[0]), generator.uniform(s.clearance + 0.25, s.belt_front - 0.15)
     length = generator.uniform(0.3, 0.7) * scale
-    bright = canvas.picture[..., :3].mean() < 110
+    bright = sum(cv2.mean(canvas.picture)[:3]) < 330
     for _ in range(3):
         colour = (205, 205, 205) if bright else (62, 66, 74)
         start, end = generator.normal(0, 0.04, 2), generator.normal(0, 0.05, 2)

@@ -10,7 +10,6 @@ from typing import Final
 
 import numpy as np
 
-from reid.data.synthetic_bodies import Chart
 from reid.data.synthetic_keypoints import (
     fog_lamp_height,
     head_lamp_height,
@@ -19,6 +18,7 @@ from reid.data.synthetic_keypoints import (
     rear_lamp_offset,
     rear_plate_height,
 )
+from reid.data.synthetic_mesh import Chart
 from reid.data.synthetic_styles import Style
 from reid.data.synthetic_surfaces import Canvas, Colour, new_canvases, shade
 

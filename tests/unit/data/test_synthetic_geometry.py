@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from reid.data.synthetic_bodies import BodyKind, BodyShape, Chart, Mesh, build_mesh, make_shape
+from reid.data.synthetic_bodies import BodyKind, BodyShape, build_mesh, make_shape
 from reid.data.synthetic_cameras import Passage, look_at
 from reid.data.synthetic_images import SyntheticConfig, build_vehicle, draw_vehicle_image
 from reid.data.synthetic_keypoints import (
@@ -18,6 +18,7 @@ from reid.data.synthetic_keypoints import (
     seen_from,
 )
 from reid.data.synthetic_marks import draw_fittings
+from reid.data.synthetic_mesh import Chart, Mesh
 from reid.data.synthetic_paint import paint_vehicle
 from reid.data.synthetic_render import render_vehicle
 from reid.data.synthetic_styles import KIND_SHARES, make_style
