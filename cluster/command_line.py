@@ -1,8 +1,8 @@
 """The command line that all training jobs share: options, overrides, exit codes.
 
 Exit codes: 0 done; 2 the command line, the configuration or the cluster does not fit; 3 the data does not; 4 training
-failed and can be resumed; 130 interrupted. (`ray job submit` passes on 0 and 1 only; the code itself is in the job's
-details, and the reason is always the last line printed.)
+failed and can be resumed; 130 interrupted (Ctrl-C); 143 terminated (SIGTERM). (`ray job submit` passes on 0 and 1
+only; the code itself is in the job's details, and the reason is always the last line printed.)
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ from reid.contracts import DataError
 logger = logging.getLogger("reid")
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: handled like Ctrl-C, told apart by the exit code."""
+
+
 def run_training_job(description: str, argv: Sequence[str] | None = None) -> int:
     """Parses the command line, runs what it asks for and returns the exit code."""
     arguments = _parser(description).parse_intermixed_args(argv)
@@ -35,7 +39,7 @@ def run_training_job(description: str, argv: Sequence[str] | None = None) -> int
 
 def exit_code(work: Callable[[], None]) -> int:
     """Does the work of a job and says how it ended, in words on standard error and as the exit code."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         work()
     except DataError as error:
@@ -48,8 +52,9 @@ def exit_code(work: Callable[[], None]) -> int:
         return _end(4, str(error).strip())
     except (ValueError, OSError) as error:
         return _end(2, str(error))
-    except KeyboardInterrupt:
-        return _end(130, "interrupted; --resume auto continues at the newest checkpoint")
+    except KeyboardInterrupt as interruption:
+        code = 143 if isinstance(interruption, Terminated) else 130
+        return _end(code, "interrupted; --resume auto continues at the newest checkpoint")
     return 0
 
 
@@ -107,5 +112,5 @@ def _end(code: int, reason: str) -> int:
     return code
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+from ray.exceptions import RayTaskError
 
 from cluster.resources import (
     check_evaluation_resources,
@@ -74,9 +75,8 @@ def dry_run(experiment: Experiment) -> None:
         delete_tree(probe)
         logger.info("storage: %s can be written", folder.location.uri)
         logger.info("trying %d steps and an evaluation of %d images ...", STEPS, EVALUATION_IMAGES)
-        options = {"num_cpus": experiment.cluster.cpus_per_worker, "num_gpus": int(device == "cuda")}
-        trial: Trial = ray.get(_try_worker.options(**options).remote(experiment.model_dump(mode="json"), device))
-        stream = open_train_stream(experiment, shards, 0, 1)
+        trial = _try_on_cluster(experiment, device)
+        stream = open_train_stream(experiment, shards, 0, 1, torch.device("cpu"))
         steps = sum(stream.steps_in_epoch(epoch) for epoch in range(experiment.training.loop.epochs))
         stream.close()
         images = len(rows_of_trials(trials))
@@ -94,6 +94,16 @@ def dry_run(experiment: Experiment) -> None:
     logger.info("dry run passed: the run can start")
 
 
+def _try_on_cluster(experiment: Experiment, device: str) -> Trial:
+    """A worker's trial, where the cluster has a worker's resources."""
+    options = {"num_cpus": experiment.cluster.cpus_per_worker, "num_gpus": int(device == "cuda")}
+    try:
+        trial: Trial = ray.get(_try_worker.options(**options).remote(experiment.model_dump(mode="json"), device))
+    except RayTaskError as error:
+        raise error.cause from None
+    return trial
+
+
 @ray.remote(max_retries=0)
 def _try_worker(experiment_json: dict[str, Any], device_name: str) -> Trial:
     experiment = Experiment.model_validate(experiment_json)
@@ -101,7 +111,7 @@ def _try_worker(experiment_json: dict[str, Any], device_name: str) -> Trial:
     if device_name == "cpu":
         torch.set_num_threads(threads_for(experiment.cluster.cpus_per_worker))
     with open_data(experiment, verify="sizes") as shards:
-        stream = open_train_stream(experiment, shards, 0, experiment.cluster.num_workers)
+        stream = open_train_stream(experiment, shards, 0, experiment.cluster.num_workers, device)
         step = build_step(experiment, shards.manifest.num_classes, device)
         step.model.train()
         seconds = []
@@ -116,7 +126,7 @@ def _try_worker(experiment_json: dict[str, Any], device_name: str) -> Trial:
         model = step.bare_model.eval()
         assert isinstance(model, PPT)
         rows = rows_of_trials(evaluation_trials(experiment, shards))[:EVALUATION_IMAGES]
-        images = open_eval_stream(experiment, shards, rows)
+        images = open_eval_stream(experiment, shards, rows, device)
         began = time.perf_counter()
         features, _ = extract_features(model.embed, images, device, precision=experiment.evaluation.precision)
         embedded = len(features) / (time.perf_counter() - began)

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from cluster.evaluation import EvaluationFailed, PendingEvaluation, start_evaluation
 from cluster.metrics import DriverMetrics, TensorBoardLog
-from reid.build.metrics_log import MetricsLog, read_metrics, row_key
+from reid.build.metrics_log import MetricsLog, read_metrics, row_key, write_merged_metrics
 from reid.build.run_folder import RunFolder
 from reid.config import Experiment
 from reid.evaluation.results import RetrievalResult
@@ -75,6 +75,7 @@ class RunFollower:
         self._thread.join()
         if self._pending is not None:
             self._pending.cancel()
+        write_merged_metrics(self._folder.location)
         self._tensorboard.close()
         self._metrics.close()
 
@@ -116,7 +117,7 @@ class RunFollower:
 
     def _show_new_rows(self) -> None:
         total = self._experiment.training.loop.epochs
-        added = False
+        added = epoch_ended = False
         for row in read_metrics(self._folder.location):
             key = row_key(row)
             if self._seen.get(key) == row or row["kind"] == "evaluation":
@@ -127,11 +128,14 @@ class RunFollower:
                 continue
             self._tensorboard.add(row, row["step"], str(row["kind"]))
             added = True
+            epoch_ended = epoch_ended or row["kind"] == "epoch"
             if row["kind"] == "epoch" and row.get("finished_epoch"):
                 logger.info("%s", epoch_line(row, total))
                 self._metrics.epoch(int(row["epoch"]) + 1)
         if added:
             self._tensorboard.flush()
+        if epoch_ended:
+            write_merged_metrics(self._folder.location)
 
     def _due(self) -> list[str]:
         """Checkpoints to evaluate, newest first."""

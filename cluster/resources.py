@@ -46,13 +46,17 @@ def ray_connection(num_cpus: int | None = None) -> Iterator[None]:
 
 
 def resolve_device(cluster: ClusterConfig) -> str:
-    """The device of this run, "cuda" or "cpu", from what the connected cluster has.
+    """The device of this run, "cuda" or "cpu", from what the connected cluster has now.
+
+    A cluster that grows (`RAY_AUTOSCALING=1`) may have no GPU yet: say `cluster.device=cuda` there.
 
     Raises:
-        ValueError: GPUs were asked for and there are too few.
+        ValueError: GPUs were asked for and there are too few, on a cluster that does not grow.
     """
     gpus = int(ray.cluster_resources().get("GPU", 0))
     match cluster.device:
+        case "cuda" if _cluster_grows():
+            return "cuda"
         case "cuda" if gpus < cluster.num_workers:
             raise ValueError(
                 f"cluster.device is cuda and cluster.num_workers is {cluster.num_workers}, but the cluster"
@@ -75,7 +79,7 @@ def check_training_resources(cluster: ClusterConfig) -> None:
     Raises:
         ValueError: with the arithmetic. Autoscaling clusters are told apart by `RAY_AUTOSCALING=1`.
     """
-    if os.environ.get("RAY_AUTOSCALING") == "1":
+    if _cluster_grows():
         return
     cpus = ray.cluster_resources().get("CPU", 0)
     needed = cluster.num_workers * cluster.cpus_per_worker
@@ -100,7 +104,7 @@ def check_evaluation_resources(cluster: ClusterConfig) -> None:
     Raises:
         ValueError: naming what is missing.
     """
-    if os.environ.get("RAY_AUTOSCALING") == "1":
+    if _cluster_grows():
         return
     cpus, gpus = (ray.cluster_resources().get(kind, 0) for kind in ("CPU", "GPU"))
     if cluster.gpus_per_evaluation_worker > gpus:
@@ -113,6 +117,11 @@ def check_evaluation_resources(cluster: ClusterConfig) -> None:
             f"an evaluation worker needs {cluster.cpus_per_evaluation_worker:g} CPUs, but the cluster has {cpus:g};"
             " lower cluster.cpus_per_evaluation_worker"
         )
+
+
+def _cluster_grows() -> bool:
+    """Whether what a run asks for may be added only once it asks."""
+    return os.environ.get("RAY_AUTOSCALING") == "1"
 
 
 def scaling_config(cluster: ClusterConfig, device: str) -> ScalingConfig:

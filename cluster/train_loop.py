@@ -12,22 +12,26 @@ import torch
 
 from cluster.metrics import WorkerGauges
 from cluster.resources import threads_for
+from cluster.run_marks import RefusalMark, StopMark
+from cluster.wishes import WorkerWishes
 from reid.build.metrics_log import MetricsLog
 from reid.build.run_folder import open_run
 from reid.build.training import Training, build_training
 from reid.config import Experiment
 from reid.contracts import EpochResult, IntervalResult
-from reid.storage import exists
+from reid.storage import Location, exists
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Trains one worker's share of a run from the newest checkpoint to the end.
+    """Trains one worker's share of a run from the newest checkpoint to the end, or until the driver wants it to stop.
+
+    Wrong settings and data are marked in the run folder, so that the group that Ray starts anew ends at once.
 
     Args:
         config: {"experiment": the experiment as JSON, "resume_anyway": bool}; plain data only.
 
     Raises:
-        ValueError: The run folder is not shared with the driver.
+        ValueError: The run folder is not shared with the driver, or settings or data are wrong.
     """
     experiment = Experiment.model_validate(config["experiment"])
     folder = open_run(experiment).location
@@ -36,16 +40,32 @@ def train_worker(config: dict[str, Any]) -> None:
             f"{folder.uri} is not shared with {socket.gethostname()}: runs={experiment.runs} must be"
             " storage that all nodes see (a mount, or s3:// or gs://)"
         )
+    refusal = RefusalMark(folder)
+    if refusal.error() is not None:
+        return
+    rank = ray.train.get_context().get_world_rank()
+    try:
+        _train(experiment, folder, rank, resume_anyway=config["resume_anyway"])
+    except ValueError as error:
+        refusal.put(error, rank)
+        raise
+
+
+def _train(experiment: Experiment, folder: Location, rank: int, *, resume_anyway: bool) -> None:
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         torch.set_num_threads(threads_for(experiment.cluster.cpus_per_worker))
-    rank = ray.train.get_context().get_world_rank()
     log = MetricsLog(folder) if rank == 0 else None
     if log is not None:
         logging.getLogger("reid").addHandler(MessageRows(log))
-    training = build_training(experiment, device, resume_anyway=config["resume_anyway"])
     try:
-        publish_results(training, log)
+        training = build_training(experiment, device, resume_anyway=resume_anyway)
+    except FileNotFoundError as error:
+        raise ValueError(str(error)) from error
+    wishes = WorkerWishes(StopMark(folder) if rank == 0 else None, experiment.training.loop.log_every_steps)
+    try:
+        with wishes:
+            publish_results(training, log, wishes)
     finally:
         training.stream.close()
 
@@ -65,10 +85,10 @@ class MessageRows(logging.Handler):
             self.handleError(record)
 
 
-def publish_results(training: Training, log: MetricsLog | None) -> None:
+def publish_results(training: Training, log: MetricsLog | None, wishes: WorkerWishes) -> None:
     """Trains to the end; rank 0, the one with a log, publishes every row, all ranks report each epoch to Ray."""
     gauges = WorkerGauges(training.experiment.name) if log is not None else None
-    for result in training.results():
+    for result in training.results(wishes):
         row = _row(result, training)
         if log is not None and gauges is not None:
             log.append("epoch" if isinstance(result, EpochResult) else "interval", row)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import signal
 import threading
+from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -22,6 +22,7 @@ from cluster.resources import (
     run_config,
     scaling_config,
 )
+from cluster.run_marks import RefusalMark, StopMark
 from cluster.train_loop import train_worker
 from reid.build.data import open_data
 from reid.build.report import write_run_report
@@ -29,11 +30,11 @@ from reid.build.run_folder import RunFolder, open_run
 from reid.build.run_plan import describe_plan
 from reid.build.training import describe_run
 from reid.config import Experiment, with_overrides
-from reid.contracts import DataError
 from reid.data.plan import lanes_of_worker
 from reid.evaluation.results import RetrievalResult, results_table
 from reid.storage import open_location
-from reid.training.checkpoint import CheckpointStore, refuse_other_run
+from reid.training.checkpoint import CheckpointStore
+from reid.training.continuation import refuse_other_run
 from reid.training.run_lock import RunLock
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ def train(experiment: Experiment, resume: Resume = Resume.AUTO, *, resume_anyway
         ValueError: Configuration, checkpoints or cluster do not fit.
         TrainingFailed: Workers failed more often than `cluster.max_failures`.
         EvaluationFailed: Training is complete, the evaluation of its last checkpoint is not.
-        KeyboardInterrupt: The run was interrupted.
+        KeyboardInterrupt: The run was interrupted: once, and it has saved a checkpoint; twice, and it ended at once.
     """
     experiment = with_absolute_addresses(experiment)
     folder = open_run(experiment)
@@ -91,6 +92,7 @@ def train(experiment: Experiment, resume: Resume = Resume.AUTO, *, resume_anyway
         logger.info("%s", plan)
         folder.write_config(experiment)
         folder.clear_unfinished_ray_state()
+        RefusalMark(folder.location).remove()
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={"experiment": experiment.model_dump(mode="json"), "resume_anyway": resume_anyway},
@@ -100,7 +102,7 @@ def train(experiment: Experiment, resume: Resume = Resume.AUTO, *, resume_anyway
         )
         resumed_step = 0 if newest is None else int(newest.rsplit("-", 1)[-1])
         with RunFollower(experiment, folder, lock, resumed_step=resumed_step) as follower:
-            _fit(trainer, follower, folder)
+            _fit_stoppable(trainer, follower, folder)
             results = follower.finish()
         page = write_run_report(experiment, folder, shards, plan)
         logger.info("\n%s\n", results_table(results[-1:]))
@@ -108,37 +110,56 @@ def train(experiment: Experiment, resume: Resume = Resume.AUTO, *, resume_anyway
         return TrainingOutcome(results=tuple(results), report=page)
 
 
-def _fit(trainer: TorchTrainer, follower: RunFollower, folder: RunFolder) -> None:
-    """`trainer.fit()` with its ways of ending told apart."""
-    on_main_thread = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGINT)
+def _fit_stoppable(trainer: TorchTrainer, follower: RunFollower, folder: RunFolder) -> None:
+    """`trainer.fit()` that the first interruption ends after a checkpoint, and the second at once.
+
+    Training is waited for in a thread: on the main thread Ray would answer Ctrl-C by ending the workers where they are.
+    """
+    mark = StopMark(folder.location)
+    mark.remove()
+    ended: Future[None] = Future()
+
+    def work() -> None:
+        try:
+            _fit(trainer, folder)
+        except BaseException as error:
+            ended.set_exception(error)
+        else:
+            ended.set_result(None)
+
+    threading.Thread(target=work, name="ray-train", daemon=True).start()
     try:
-        trainer.fit()
-    except SystemExit:
-        # Ray's own handler of Ctrl-C ends the process with success.
+        ended.result()
+    except KeyboardInterrupt:
         if follower.lock_lost:
             raise TrainingFailed("another driver has taken over this run; this one stopped") from None
-        raise KeyboardInterrupt from None
+        logger.warning("stopping: the workers finish their step and save a checkpoint (once more: stop at once)")
+        mark.put()
+        ended.result()
+        raise
+    finally:
+        mark.remove()
+
+
+def _fit(trainer: TorchTrainer, folder: RunFolder) -> None:
+    """`trainer.fit()` with its ways of ending told apart."""
+    resumable = (
+        f"What was committed is safe in {folder.checkpoints.uri}; the same command with --resume auto continues there"
+    )
+    try:
+        trainer.fit()
     except TrainingFailedError as error:
+        refused = RefusalMark(folder.location).error()
+        if refused is not None:
+            raise refused from error
         causes = _causes(error)
         text = "; ".join(f"rank {', '.join(map(str, ranks))}: {said}" for said, ranks in _said(causes).items())
-        kinds = {type(cause) for cause in causes.values()}
-        if kinds and all(issubclass(kind, DataError) for kind in kinds):
-            raise DataError(text) from error
-        if kinds and all(issubclass(kind, ValueError) for kind in kinds):
-            raise ValueError(text) from error
-        raise TrainingFailed(
-            f"training failed: {text or str(error).strip()}\nWhat was committed is safe in {folder.checkpoints.uri};"
-            " the same command with --resume auto continues there"
-        ) from error
+        raise TrainingFailed(f"training failed: {text or str(error).strip()}\n{resumable}") from error
     except RayError as error:
-        raise TrainingFailed(
-            f"Ray failed: {str(error).strip()}\nWhat was committed is safe in {folder.checkpoints.uri};"
-            " the same command with --resume auto continues there"
-        ) from error
-    finally:
-        if on_main_thread:
-            signal.signal(signal.SIGINT, handler)
+        raise TrainingFailed(f"Ray failed: {str(error).strip()}\n{resumable}") from error
+    refused = RefusalMark(folder.location).error()
+    if refused is not None:
+        raise refused
 
 
 def _causes(error: TrainingFailedError) -> dict[int, BaseException]:

@@ -22,7 +22,7 @@ from typing import Any, Literal, Self, TypeVar
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from reid.contracts import Settings
+from reid.contracts import Settings, flatten
 from reid.data.cache import CacheConfig
 from reid.data.plan import PlanConfig
 from reid.data.stream import LoaderConfig
@@ -84,7 +84,7 @@ class ClusterConfig(Settings):
 
 
 class MetricsConfig(Settings):
-    """Where figures go besides the log and `metrics.jsonl`."""
+    """Where figures go besides the log and the run's `metrics.*.jsonl`."""
 
     tensorboard: bool = True
     """Write TensorBoard events into the run folder."""
@@ -217,7 +217,7 @@ def read_settings(
 
 def digestible(experiment: Experiment) -> dict[str, Any]:
     """Flat `{dotted key: value}` of all that decides what is learnt; what a resumed run is compared by."""
-    flat = dict(_flatten(experiment.model_dump(mode="json")))
+    flat = flatten(experiment.model_dump(mode="json"))
     return {
         key: value for key, value in flat.items() if not any(key == f or key.startswith(f + ".") for f in FREE_KEYS)
     }
@@ -339,14 +339,6 @@ def _all_keys(section: type[Settings], prefix: str = "") -> Iterator[str]:
         yield prefix + name
         for inner in _sections(field.annotation):
             yield from _all_keys(inner, f"{prefix}{name}.")
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _commented(section: Settings, depth: int) -> Iterator[str]:

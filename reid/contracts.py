@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -38,6 +38,21 @@ class Settings(BaseModel):
         allow_inf_nan=False,
         validate_default=True,
     )
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as `{dotted key: value}`; an empty section is a value.
+
+    >>> flatten({"loss": {"triplet": {"margin": 0.3}, "parts": {}}, "seed": 0})
+    {'loss.triplet.margin': 0.3, 'loss.parts': {}, 'seed': 0}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

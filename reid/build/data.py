@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from reid.config import Experiment
 from reid.contracts import DataError
+from reid.data.loader import LoaderConfig
 from reid.data.shard_set import ShardSet, Verify, open_shards
 from reid.data.stream import EvalStream, TrainStream
 
@@ -29,21 +31,38 @@ def open_data(experiment: Experiment, *, verify: Verify | None = None) -> ShardS
         raise DataError(f"data.shards={data.shards}: {error}") from error
 
 
-def open_train_stream(experiment: Experiment, shards: ShardSet, worker: int, num_workers: int) -> TrainStream:
-    """The batches of one training worker."""
+def open_train_stream(
+    experiment: Experiment, shards: ShardSet, worker: int, num_workers: int, device: torch.device
+) -> TrainStream:
+    """The batches of one training worker, on their way to a device."""
     return TrainStream(
         shards,
         experiment.data.plan,
         experiment.data.transform,
-        experiment.data.loader,
+        _loader(experiment, device),
         seed=experiment.seed,
         worker=worker,
         num_workers=num_workers,
+        num_epochs=experiment.training.loop.epochs,
     )
 
 
-def open_eval_stream(experiment: Experiment, shards: ShardSet, rows: NDArray[np.int64]) -> EvalStream:
-    """The given rows in order, each once."""
+def open_eval_stream(
+    experiment: Experiment, shards: ShardSet, rows: NDArray[np.int64], device: torch.device
+) -> EvalStream:
+    """The given rows in order, each once, on their way to a device."""
     return EvalStream(
-        shards, rows, experiment.data.transform, experiment.data.loader, batch_size=experiment.evaluation.batch_size
+        shards,
+        rows,
+        experiment.data.transform,
+        _loader(experiment, device),
+        batch_size=experiment.evaluation.batch_size,
     )
+
+
+def _loader(experiment: Experiment, device: torch.device) -> LoaderConfig:
+    """The loader's settings, with page-locked memory where it serves a GPU."""
+    loader = experiment.data.loader
+    if loader.pin_memory is not None:
+        return loader
+    return loader.model_copy(update={"pin_memory": device.type == "cuda"})

@@ -94,7 +94,7 @@ def embed_rows(
 ) -> Embeddings:
     """Features of the given rows of the index."""
     evaluation = experiment.evaluation
-    stream = open_eval_stream(experiment, shards, rows)
+    stream = open_eval_stream(experiment, shards, rows, device)
     try:
         features, samples = extract_features(
             trained.model.embed, stream, device, precision=evaluation.precision, flip=evaluation.flip

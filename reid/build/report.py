@@ -201,7 +201,8 @@ def _activations(
     if not exists(checkpoint):
         # Retention has deleted it since it was evaluated.
         return []
-    trained = load_trained_model(checkpoint, torch.device("cpu"))
+    device = torch.device("cpu")
+    trained = load_trained_model(checkpoint, device)
     pairs = []
     for example in [*reversed(examples)]:
         wrong = [s for s, positive in zip(example["gallery"], example["is_positive"], strict=True) if not positive]
@@ -209,7 +210,7 @@ def _activations(
             pairs.append((int(example["query"]), int(wrong[0])))
     pictures = []
     for pair in pairs[:ACTIVATION_PAIRS]:
-        stream = open_eval_stream(experiment, shards, np.array(pair, dtype=np.int64))
+        stream = open_eval_stream(experiment, shards, np.array(pair, dtype=np.int64), device)
         try:
             batch: Batch = next(iter(stream))
         finally:

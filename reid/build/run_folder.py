@@ -3,7 +3,8 @@
 <runs>/<name>/
   config.yaml                      the resolved configuration
   checkpoints/step-00000225/       reid.training.checkpoint
-  metrics.jsonl                    one row every few steps, one an epoch
+  metrics/<writer>.jsonl           a row every few steps, one an epoch, one an evaluation, as they are written
+  metrics.jsonl                    the same, merged
   evaluations/step-00000225.json   results of evaluation workers, or why there are none
   tensorboard/                     events
   report/                          index.html, report.json

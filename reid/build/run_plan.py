@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from reid.build.data import open_train_stream
 from reid.config import Experiment
 from reid.data.shard_set import ShardSet
@@ -20,7 +22,7 @@ def describe_plan(experiment: Experiment, shards: ShardSet, *, device: str, resu
     plan, training, cluster = experiment.data.plan, experiment.training, experiment.cluster
     evaluation = experiment.evaluation
     manifest = shards.manifest
-    stream = open_train_stream(experiment, shards, 0, 1)
+    stream = open_train_stream(experiment, shards, 0, 1, torch.device("cpu"))
     exposure = stream.exposure(0)
     stream.close()
     steps = exposure.num_steps

@@ -18,13 +18,15 @@ from reid.data.shard_set import ShardSet
 from reid.data.stream import TrainStream
 from reid.losses.ppt import ppt_loss
 from reid.models.ppt import PPT
-from reid.training.checkpoint import CheckpointStore, refuse_other_run
-from reid.training.loop import fit, never
+from reid.process_group import world_size
+from reid.training.checkpoint import CheckpointStore
+from reid.training.continuation import refuse_other_run
+from reid.training.loop import fit, no_wish
 from reid.training.optim import build_optimizer, parameter_groups
 from reid.training.randomness import seed_everything
 from reid.training.snapshot import Position, RunDescription, restore_snapshot
 from reid.training.step import TrainingStep, prepare_model
-from reid.training.workers import mean_over_workers, rank, refuse_disagreement, share_text, world_size
+from reid.training.workers import Wish, mean_over_workers, rank, refuse_disagreement, share_text
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ class Training:
         totals = mean_over_workers(counts) * world_size()
         return {reason: round(total) for reason, total in zip(SKIP_REASONS, totals.tolist(), strict=True) if total}
 
-    def results(self, should_stop: Callable[[], bool] = never) -> Iterator[IntervalResult | EpochResult]:
+    def results(self, wish: Callable[[], Wish] = no_wish) -> Iterator[IntervalResult | EpochResult]:
         """Trains; see `reid.training.loop.fit`."""
         training = self.experiment.training
         return fit(
@@ -61,7 +63,7 @@ class Training:
             run=self.description,
             store=self.store,
             start=self.start,
-            should_stop=should_stop,
+            wish=wish,
             folder=self.folder.location,
         )
 
@@ -115,7 +117,7 @@ def build_training(experiment: Experiment, device: torch.device, *, resume_anywa
     shards = open_data(experiment, verify="sizes")
     description = describe_run(experiment, shards.manifest.hash)
     refuse_disagreement({"configuration": str(description.fixed), "data set": description.data_hash})
-    stream = open_train_stream(experiment, shards, rank(), world_size())
+    stream = open_train_stream(experiment, shards, rank(), world_size(), device)
     store = CheckpointStore(folder.checkpoints, experiment.training.checkpoint)
     # One worker looks for the newest sound checkpoint, so that all continue at the same one.
     name = share_text(store.newest() if rank() == 0 else None)

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reid.data.decode import UnreadableImageError
-from reid.data.image_check import image_format, image_size
+from reid.data.image_header import image_format, image_size
 
 _ENDINGS: Final = {"jpeg": "jpg", "png": "png", "bmp": "bmp", "webp": "webp"}
 _NEXT_MARKER: Final = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")

@@ -6,7 +6,7 @@ import multiprocessing
 import queue
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -39,7 +39,10 @@ class LoaderConfig(Settings):
     masks: bool = False
     """Deliver foreground masks; the shards must hold one for every image."""
     max_bad_fraction: float = Field(default=0.01, ge=0.0, le=1.0)
-    """Share of a data set's training images that may turn out unreadable before the run is stopped."""
+    """Share of a data set's training images that may turn out unreadable before the run is stopped. Each worker holds
+    the different ones that it met itself against the whole data set: a bad shard that falls to one worker stops no run
+    that is within the share, but R workers that meet equally many may go on up to R times the share, for an epoch or
+    more (who reads what is dealt anew each epoch)."""
 
     @property
     def pins_memory(self) -> bool:
@@ -106,8 +109,12 @@ class OrderedLoader:
         self._requests = _Requests()
         self._processes: DataLoader[LoadedBatch | ValueError] | None = None
 
-    def iterate(self, requests: Sequence[LoadRequest]) -> Iterator[LoadedBatch]:
-        """Yield the batch of every request; one iteration at a time."""
+    def iterate(self, requests: Iterable[LoadRequest]) -> Generator[LoadedBatch, None, None]:
+        """Yield the batch of every request; one iteration at a time, and closing it stops the work on it.
+
+        Args:
+            requests: Drawn as places become free: in the loader thread, or with processes in the consumer's thread.
+        """
         if self._config.processes == 0:
             return _in_thread(self._load, requests, self._config)
         self._requests.current = requests
@@ -143,13 +150,10 @@ class _Requests(Sampler["LoadRequest"]):
     """The `sampler` of a DataLoader whose requests change with the epoch."""
 
     def __init__(self) -> None:
-        self.current: Sequence[LoadRequest] = ()
+        self.current: Iterable[LoadRequest] = ()
 
     def __iter__(self) -> Iterator[LoadRequest]:
         return iter(self.current)
-
-    def __len__(self) -> int:
-        return len(self.current)
 
 
 class _Calls(Dataset["LoadedBatch | ValueError"]):
@@ -165,7 +169,7 @@ class _Calls(Dataset["LoadedBatch | ValueError"]):
             return error
 
 
-def _raising(answers: Iterator[LoadedBatch | ValueError]) -> Iterator[LoadedBatch]:
+def _raising(answers: Iterator[LoadedBatch | ValueError]) -> Generator[LoadedBatch, None, None]:
     for answer in answers:
         if isinstance(answer, ValueError):
             try:
@@ -180,8 +184,8 @@ def _prepare_process(number: int) -> None:
 
 
 def _in_thread(
-    load: Callable[[LoadRequest], LoadedBatch], requests: Sequence[LoadRequest], config: LoaderConfig
-) -> Iterator[LoadedBatch]:
+    load: Callable[[LoadRequest], LoadedBatch], requests: Iterable[LoadRequest], config: LoaderConfig
+) -> Generator[LoadedBatch, None, None]:
     """Load in a thread that stays at most `prefetch_batches` ahead; closing the generator stops and joins it."""
     ready: queue.Queue[LoadedBatch | BaseException | None] = queue.Queue()
     places = threading.Semaphore(config.prefetch_batches)

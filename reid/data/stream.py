@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -60,6 +60,9 @@ class TrainStream:
 
     An image that cannot be decoded is replaced by the next readable image of the same identity (one that the visit does
     not show yet, where there is one), so P x K stays exact; it is counted in `skipped` by reason.
+
+    With `num_epochs`, an epoch that was taken to its last batch leaves its loader at work on the next one, which
+    `batches` then goes on with: nothing waits for cold workers, and what was made is what would have been made.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class TrainStream:
         seed: int,
         worker: int = 0,
         num_workers: int = 1,
+        num_epochs: int = 0,
     ) -> None:
         """Check that a plan is possible; nothing is read or started yet.
 
@@ -83,6 +87,8 @@ class TrainStream:
             seed: Of the plan and the augmentation, >= 0.
             worker: Rank of this worker.
             num_workers: Workers that share the global batch.
+            num_epochs: Epochs of the run; in all but its last one, batches are made ahead across the epoch's end. 0:
+                never.
 
         Raises:
             ValueError: Too few identities, a batch that the workers cannot share, a negative seed, missing masks.
@@ -99,8 +105,10 @@ class TrainStream:
         self.skipped: Counter[str] = Counter()
         """Unreadable images met so far, by reason."""
         self._seed, self._plan_config, self._loader_config = seed, plan_config, loader_config
+        self._num_epochs = num_epochs
         self._bad_rows: set[int] = set()
-        self._planned: tuple[int, NDArray[np.int64]] | None = None
+        self._ahead: tuple[int, Generator[LoadedBatch, None, None]] | None = None
+        """An epoch that nobody has asked for yet, and its batches in the making."""
         maker = _TrainBatches(
             shards=shards,
             table=self.table,
@@ -122,40 +130,59 @@ class TrainStream:
 
     def steps_in_epoch(self, epoch: int) -> int:
         """Batches of an epoch, the same on all workers; epochs may differ by a few."""
-        if self._planned is not None and self._planned[0] == epoch:
-            return len(self._planned[1])
         return steps_in_epoch(self.table, self._plan_config, seed=self._seed, epoch=epoch)
 
     def exposure(self, epoch: int) -> Exposure:
         """How often an epoch shows each image, over all workers."""
-        return exposure(self._plan(epoch), self.table)
+        return exposure(plan_epoch(self.table, self._plan_config, seed=self._seed, epoch=epoch), self.table)
 
     def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """Yield this worker's batches of an epoch from `start_step` on.
+        """Yield this worker's batches of an epoch from `start_step` on; one epoch at a time.
 
         The cost of beginning does not depend on `start_step`: batches before it are neither read nor drawn.
 
         Raises:
             ValueError: No such step; too many unreadable images (`max_bad_fraction`); an identity without one.
         """
-        plan = self._plan(epoch)
-        if not 0 <= start_step <= len(plan):
-            raise ValueError(f"step {start_step} of epoch {epoch}: expected 0 to {len(plan)}, the steps of the epoch")
-        own = plan[:, self.lanes.start : self.lanes.stop].reshape(len(plan), -1)
-        requests = [LoadRequest(epoch, step, own[step]) for step in range(start_step, len(plan))]
-        for loaded in self._loader.iterate(requests):
-            for image in loaded.skipped:
-                self._count(image)
-            yield loaded.batch
+        steps = self.steps_in_epoch(epoch)
+        if not 0 <= start_step <= steps:
+            raise ValueError(f"step {start_step} of epoch {epoch}: expected 0 to {steps}, the steps of the epoch")
+        making = self._take_ahead(epoch, start_step)
+        if making is None:
+            epochs = range(epoch, max(epoch + 1, self._num_epochs))
+            requests = _requests(self.table, self._plan_config, self.lanes, self._seed, epochs, start_step)
+            making = self._loader.iterate(requests)
+        left_at_work = False
+        try:
+            for step in range(start_step, steps):
+                loaded = next(making)
+                for image in loaded.skipped:
+                    self._count(image)
+                if step + 1 == steps and epoch + 1 < self._num_epochs:
+                    # Before the last batch is given out: its consumer may never come back for more.
+                    self._ahead, left_at_work = (epoch + 1, making), True
+                yield loaded.batch
+        finally:
+            if not left_at_work:
+                making.close()
 
     def close(self) -> None:
-        """End the loader processes."""
+        """End the loader thread or processes."""
+        self._stop_ahead()
         self._loader.close()
 
-    def _plan(self, epoch: int) -> NDArray[np.int64]:
-        if self._planned is None or self._planned[0] != epoch:
-            self._planned = epoch, plan_epoch(self.table, self._plan_config, seed=self._seed, epoch=epoch)
-        return self._planned[1]
+    def _take_ahead(self, epoch: int, start_step: int) -> Generator[LoadedBatch, None, None] | None:
+        """The batches of an epoch that are in the making already; those of any other epoch are given up."""
+        if self._ahead is None or (epoch, start_step) != (self._ahead[0], 0):
+            self._stop_ahead()
+            return None
+        (_, making), self._ahead = self._ahead, None
+        return making
+
+    def _stop_ahead(self) -> None:
+        if self._ahead is not None:
+            self._ahead[1].close()
+            self._ahead = None
 
     def _count(self, image: SkippedImage) -> None:
         total = self.skipped.total()
@@ -169,6 +196,21 @@ class TrainStream:
                 f"{len(self._bad_rows)} of {num_images} training images are unreadable, more than max_bad_fraction "
                 f"{limit:g} (last: row {image.row}, {image.message}): verify the shards, or pack them again"
             )
+
+
+def _requests(
+    table: IdentityTable, config: PlanConfig, lanes: range, seed: int, epochs: range, start_step: int
+) -> Iterator[LoadRequest]:
+    """What a worker loads in some epochs, from a step of the first one on; each plan is made when its turn comes.
+
+    No method of the stream: the loader thread holds this, and dropping the stream must end the thread.
+    """
+    for epoch in epochs:
+        plan = plan_epoch(table, config, seed=seed, epoch=epoch)
+        own = plan[:, lanes.start : lanes.stop].reshape(len(plan), -1)
+        for step in range(start_step, len(plan)):
+            yield LoadRequest(epoch, step, own[step])
+        start_step = 0
 
 
 class EvalStream:

@@ -24,10 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-
-def world_size() -> int:
-    """Number of workers that share the global batch; 1 when no process group exists."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+from reid.process_group import world_size
 
 
 def gather(rows: Tensor) -> Tensor:
@@ -76,4 +73,4 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (gradient,) = gradients
         own = dist.get_rank() * ctx.num_rows
-        return gradient[own : own + ctx.num_rows] * dist.get_world_size()
+        return gradient[own : own + ctx.num_rows] * world_size()

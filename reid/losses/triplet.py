@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +12,7 @@ from torch.autograd.function import once_differentiable
 Margin = float | Literal["soft"]
 
 
-@dataclass(frozen=True, slots=True)
-class Triplets:
+class Triplets(NamedTuple):
     """The hardest positive and negative of every anchor; leading dimensions are independent groups (planes)."""
 
     positives: Tensor
@@ -40,14 +38,37 @@ def triplet_loss(features: Tensor, labels: Tensor, margin: Margin) -> tuple[Tens
     Returns:
         The mean over the valid anchors (0 with a graph when there is none), and (N,) bool, the valid anchors.
     """
-    with torch.autocast(features.device.type, enabled=False):
-        features = features.to(torch.promote_types(features.dtype, torch.float32))
-        triplets = hardest_triplets(features, labels)
-        weights = triplets.valid.to(features.dtype) / triplets.valid.sum().clamp(min=1)
-        return weighted_violations(features, triplets, weights, margin), triplets.valid
+    return grouped_triplet_loss(features, labels, margin)
 
 
-@torch.no_grad()
+def grouped_triplet_loss(
+    features: Tensor,
+    labels: Tensor,
+    margin: Margin,
+    shown: Tensor | None = None,
+    reduction: Literal["mean", "sum"] = "mean",
+) -> tuple[Tensor, Tensor]:
+    """Batch-hard triplet loss of each group of rows on its own.
+
+    Args:
+        features: (..., N, D), any floating dtype; computed at least in float32.
+        labels: (N,) identity of each row, the same for all groups.
+        margin: As for `triplet_loss`.
+        shown: (..., N) bool, rows that may be anchor, positive or negative; None: all.
+        reduction: Over the valid anchors of a group.
+
+    Returns:
+        (...) the loss of each group (0 with a graph when it has no valid anchor), and (..., N) bool, the valid anchors.
+    """
+    device_type = features.device.type
+    if torch.is_autocast_enabled(device_type):
+        with torch.autocast(device_type, enabled=False):
+            return grouped_triplet_loss(features, labels, margin, shown, reduction)
+    features = features.to(torch.promote_types(features.dtype, torch.float32))
+    losses, valid = _BatchHard.apply(features, labels, shown, margin, reduction)
+    return losses, valid
+
+
 def hardest_triplets(features: Tensor, labels: Tensor, shown: Tensor | None = None) -> Triplets:
     """Mine the farthest positive and the nearest negative of each row among the rows shown.
 
@@ -62,69 +83,77 @@ def hardest_triplets(features: Tensor, labels: Tensor, shown: Tensor | None = No
     shifted = features - features[..., :1, :]
     products = shifted @ shifted.mT  # (..., N, N)
     # Squared distance less the anchor's own squared norm: the same order within a row.
-    cost = torch.sub(products.diagonal(dim1=-2, dim2=-1)[..., None, :], products, alpha=2)
-    cost.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)  # an image is not its own positive
+    cost = torch.sub(products.diagonal(dim1=-2, dim2=-1).unsqueeze(-2), products, alpha=2)
 
-    is_positive = labels[:, None] == labels
-    is_negative = ~is_positive
+    same_identity = labels.unsqueeze(-1) == labels
+    positive_cost = cost.masked_fill(~same_identity, -torch.inf)
+    positive_cost.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)  # an image is not its own positive
+    negative_cost = cost.masked_fill_(same_identity, torch.inf)
     if shown is not None:
-        is_positive, is_negative = is_positive & shown[..., None, :], is_negative & shown[..., None, :]
-    farthest, positives = torch.where(is_positive, cost, -torch.inf).max(-1)
-    nearest, negatives = torch.where(is_negative, cost, torch.inf).min(-1)
+        hidden = ~shown.unsqueeze(-2)
+        positive_cost.masked_fill_(hidden, -torch.inf)
+        negative_cost.masked_fill_(hidden, torch.inf)
+    farthest, positives = positive_cost.max(-1)
+    nearest, negatives = negative_cost.min(-1)
     # Not-a-number features stay valid anchors, so that the loss shows them.
-    valid = (farthest != -torch.inf) & (nearest != torch.inf)
-    return Triplets(positives, negatives, valid if shown is None else valid & shown)
+    valid = (farthest != -torch.inf).logical_and_(nearest != torch.inf)
+    return Triplets(positives, negatives, valid if shown is None else valid.logical_and_(shown))
 
 
-def weighted_violations(features: Tensor, triplets: Triplets, weights: Tensor, margin: Margin) -> Tensor:
-    """Sum over anchors of weight times hinge (or softplus) of the gap d_ap - d_an, a scalar with a graph.
+class _BatchHard(torch.autograd.Function):
+    """Mining, loss and gradient in one node: a batch of 64 pays for the number of operations as much as for their size.
 
     The distances are computed anew by subtraction, so they are exact for near-duplicates, and only the 2N chosen pairs
-    are touched instead of N^2. The gradient of a distance of 0 is 0.
-
-    Args:
-        features: (..., N, D) float32 or float64.
-        triplets: Of the same rows.
-        weights: (..., N) of each anchor; 0 where it is not valid.
-        margin: As for `triplet_loss`.
+    are touched instead of N^2. The gradient of a distance of 0 is 0. It is computed in forward, where the differences
+    of the pairs are at hand and can be overwritten.
     """
-    loss = _WeightedViolations.apply(features, triplets.positives, triplets.negatives, weights, margin)
-    assert isinstance(loss, Tensor)
-    return loss
-
-
-class _WeightedViolations(torch.autograd.Function):
-    """The gradient is computed in forward, where the differences of the pairs are at hand and can be overwritten."""
 
     @staticmethod
     def forward(
-        ctx: Any, features: Tensor, positives: Tensor, negatives: Tensor, weights: Tensor, margin: Margin
-    ) -> Tensor:
+        ctx: Any,
+        features: Tensor,
+        labels: Tensor,
+        shown: Tensor | None,
+        margin: Margin,
+        reduction: Literal["mean", "sum"],
+    ) -> tuple[Tensor, Tensor]:
+        positives, negatives, valid = hardest_triplets(features, labels, shown)
         num_rows, dim = features.shape[-2:]
-        rows, weights = features.reshape(-1, dim), weights.reshape(-1)
-        partners = torch.stack((positives, negatives))  # (2, ..., N)
-        if features.ndim > 2:
-            partners = partners + torch.arange(0, len(rows), num_rows, device=rows.device).view(*features.shape[:-2], 1)
-        partners = partners.flatten()
+        rows = features.reshape(-1, dim)  # of all groups
+        partners = torch.cat((positives.view(-1), negatives.view(-1)))
+        if len(rows) > num_rows:
+            first_rows = torch.arange(0, len(rows), num_rows, device=rows.device)
+            partners += first_rows.repeat_interleave(num_rows).repeat(2)
         differences = rows.index_select(0, partners).view(2, -1, dim).sub_(rows)  # partner - row
-        distances = torch.linalg.vector_norm(differences, dim=-1)  # (2, rows)
-        gaps = distances[0] - distances[1]
-        violations = F.softplus(gaps) if margin == "soft" else F.relu(gaps + margin)
-        # Weight 0 silences anchors without a triplet even where their numbers are not finite.
-        loss = torch.where(weights > 0, weights * violations, 0.0).sum()
+        distances = torch.linalg.vector_norm(differences, dim=-1).view(2, *valid.shape)
+        to_positives, to_negatives = distances.unbind()
+
+        gaps = to_positives - to_negatives
+        violations = F.softplus(gaps) if margin == "soft" else gaps.add_(margin).relu_()
+        # Filled, not multiplied: silences anchors without a triplet even where their numbers are not finite.
+        violations.masked_fill_(~valid, 0.0)
+        losses = violations.sum(-1)
+        num_valid = valid.sum(-1, keepdim=True).clamp_(min=1) if reduction == "mean" else None
+        if num_valid is not None:
+            losses.div_(num_valid.squeeze(-1))
+
         if ctx.needs_input_grad[0]:
-            slopes = weights * (gaps.sigmoid() if margin == "soft" else violations > 0)
-            slopes = (slopes / distances).masked_fill_(distances == 0, 0.0)
+            # The derivative of softplus is 1 - exp(-softplus); both are 0 for a silenced anchor.
+            slopes = violations.neg().expm1_().neg_() if margin == "soft" else violations.sign()
+            if num_valid is not None:
+                slopes.div_(num_valid)
+            # At distance 0 the difference is 0 too: any finite slope gives 0.
+            slopes = slopes / distances.clamp_(min=torch.finfo(distances.dtype).tiny ** 0.5)
             slopes[0].neg_()
             # Moving the row away from its positive raises the loss: the row gets what its partners lose.
-            differences *= slopes[..., None]
+            differences *= slopes.view(2, -1, 1)
             gradient = torch.add(differences[0], differences[1])
             gradient.index_add_(0, partners, differences.view(-1, dim), alpha=-1)
             ctx.save_for_backward(gradient.view(features.shape))
-        return loss
+        return losses, valid
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, scales: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * scale, None, None, None, None
+        return gradient * scales[..., None, None], None, None, None, None

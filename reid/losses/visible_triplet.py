@@ -10,7 +10,7 @@ from torch import Tensor
 
 from reid.contracts import Settings
 from reid.keypoints import PLANE_NAMES
-from reid.losses.triplet import hardest_triplets, weighted_violations
+from reid.losses.triplet import grouped_triplet_loss
 
 
 class VisibleTripletConfig(Settings):
@@ -57,12 +57,11 @@ def visible_triplet_loss(
         features = features.transpose(0, 1)  # (4, N, D): planes are independent groups
         if config.normalised:
             features = normalise(features)
-        triplets = hardest_triplets(features, labels, shown=plane_visible.T)
-        weights = torch.tensor(config.plane_weights, dtype=features.dtype, device=features.device)[:, None]
-        weights = weights * triplets.valid  # (4, N)
-        if config.reduction == "mean":
-            weights = weights / triplets.valid.sum(-1, keepdim=True).clamp(min=1)
-        return weighted_violations(features, triplets, weights, config.margin), triplets.valid.T
+        losses, valid = grouped_triplet_loss(
+            features, labels, config.margin, shown=plane_visible.T, reduction=config.reduction
+        )
+        weights = torch.tensor(config.plane_weights, dtype=losses.dtype, device=losses.device)
+        return (weights * losses).sum(), valid.T
 
 
 def normalise(features: Tensor) -> Tensor:

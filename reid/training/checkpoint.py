@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Collection
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
-import reid
 from reid.contracts import Settings
 from reid.storage import Location, delete_tree, list_names, read_bytes, write_bytes_atomic
+from reid.training.checkpoint_content import PRODUCT, files_of, state_of
 from reid.training.checkpoint_files import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
@@ -34,18 +30,13 @@ from reid.training.checkpoint_files import (
     remove_checkpoint,
     step_of_name,
     tensors_from_bytes,
-    tensors_to_bytes,
     verify_checkpoint,
     write_checkpoint,
 )
-from reid.training.optim import describe
-from reid.training.optimizer_state import OptimizerState
-from reid.training.randomness import RandomState
 from reid.training.snapshot import CheckpointState, Position, RunDescription
 
 logger = logging.getLogger(__name__)
 
-PRODUCT = f"vehicle-reid {reid.__version__}"
 _PINS = "pins"
 
 
@@ -116,34 +107,7 @@ class CheckpointStore:
         checkpoint = self.location.child(name)
         manifest = self._readable_manifest(name)
         content = read_verified(checkpoint, manifest, manifest.files)
-        state = json_from_bytes(_expected(content, "state.json", name), f"{name}/state.json")
-
-        def tensors(file: str) -> dict[str, Tensor]:
-            return tensors_from_bytes(_expected(content, file, name), f"{name}/{file}")
-
-        try:
-            optimizer = state["optimizer"]
-            return CheckpointState(
-                position=Position(**state["position"]),
-                model=tensors("model.safetensors"),
-                optimizer=OptimizerState(
-                    kind=optimizer["class"],
-                    backend=optimizer["backend"],
-                    tensors=tensors("optimizer.safetensors"),
-                    values=optimizer["values"],
-                    group_steps=tuple(optimizer["group_steps"]),
-                ),
-                random=RandomState(tensors=tensors("random.safetensors"), values=state["random"]),
-                run=RunDescription(**state["run"]),
-                average=tensors("ema.safetensors") if "ema.safetensors" in content else None,
-                average_updates=state["average_updates"],
-                scaler=state["scaler"],
-                counters=state["counters"],
-                learning_rates=tuple(state["learning_rates"]),
-                world_size=state["world_size"],
-            )
-        except (KeyError, TypeError) as error:
-            raise CheckpointDamagedError("format", f"{name}/state.json lacks or mistypes {error}") from error
+        return state_of(content, name)
 
     def load_model_weights(self, name: str, *, average: bool = True) -> dict[str, Tensor]:
         """The weights to evaluate: the moving average where the run keeps one and `average` is set, else the model's.
@@ -195,7 +159,7 @@ class CheckpointStore:
             self.repeated += 1
             return name
         try:
-            files = _files_of(state)
+            files = files_of(state)
             self._refuse_full_disk(sum(len(data) for data in files.values()))
             write_checkpoint(
                 self.location, name, files, step=state.position.step, config_digest=digest, product=PRODUCT
@@ -327,119 +291,6 @@ class CheckpointStore:
                 return False
             self._verified.add(name)
         return True
-
-
-def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """The settings in which two configurations differ, each with its path and both values.
-
-    >>> differences({"optim": {"name": "adam", "rate": 0.1}}, {"optim": {"name": "sgd", "rate": 0.1}})
-    ["optim.name: 'adam' in the checkpoint, 'sgd' now"]
-    >>> differences({"rules": [{"a": 1, "b": (2,)}]}, {"rules": [{"b": [2], "a": 1}]})
-    []
-    """
-    # Through sorted JSON: tuples become lists, and mappings inside lists are written in one order.
-    old, new = (_flat(json.loads(json.dumps(content, sort_keys=True))) for content in (saved, current))
-    lines = []
-    for path in sorted(old.keys() | new.keys()):
-        before = repr(old[path]) if path in old else "absent"
-        after = repr(new[path]) if path in new else "absent"
-        if before != after:
-            lines.append(f"{path}: {before} in the checkpoint, {after} now")
-    return lines
-
-
-def refuse_other_run(
-    state: CheckpointState,
-    run: RunDescription,
-    optimizer: torch.optim.Optimizer | None = None,
-    *,
-    resume_anyway: bool = False,
-) -> None:
-    """Raise when a checkpoint must not continue this run: another data set, other settings, another optimiser.
-
-    Args:
-        state: The checkpoint.
-        run: This run.
-        optimizer: This run's, to compare class and backend; None skips that.
-        resume_anyway: Accept other settings (with a warning that names them); data set and optimiser must fit always.
-
-    Raises:
-        CheckpointRefusedError: Naming every difference.
-    """
-    problems = []
-    if state.run.data_hash != run.data_hash:
-        problems.append(
-            f"another data set: its manifest has the hash {state.run.data_hash or '(none)'}, "
-            f"this run's {run.data_hash or '(none)'}"
-        )
-    if optimizer is not None:
-        here = describe(optimizer)
-        if (state.optimizer.kind, state.optimizer.backend) != (here["class"], here["backend"]):
-            problems.append(
-                f"another optimizer: {state.optimizer.kind} ({state.optimizer.backend}), here {here['class']} "
-                f"({here['backend']})"
-            )
-    changed = differences(state.run.fixed, run.fixed)
-    if changed and resume_anyway:
-        logger.warning("resuming although settings differ: %s", "; ".join(changed))
-    elif changed:
-        problems += changed
-    if problems:
-        raise CheckpointRefusedError(
-            f"the checkpoint of step {state.position.step:,} does not continue this run\n  " + "\n  ".join(problems)
-        )
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in content.items():
-        if isinstance(value, dict) and value:
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _files_of(state: CheckpointState) -> dict[str, bytes]:
-    files = {
-        "model.safetensors": tensors_to_bytes(state.model),
-        "optimizer.safetensors": tensors_to_bytes(state.optimizer.tensors),
-        "random.safetensors": tensors_to_bytes(state.random.tensors),
-    }
-    if state.average is not None:
-        files["ema.safetensors"] = tensors_to_bytes(state.average)
-    files["state.json"] = json_to_bytes(
-        {
-            "schema": SCHEMA_VERSION,
-            "product": PRODUCT,
-            "position": asdict(state.position),
-            "world_size": state.world_size,
-            "learning_rates": list(state.learning_rates),
-            "counters": dict(state.counters),
-            "scaler": None if state.scaler is None else dict(state.scaler),
-            "average_updates": state.average_updates,
-            "random": dict(state.random.values),
-            "optimizer": {
-                "class": state.optimizer.kind,
-                "backend": state.optimizer.backend,
-                "values": {name: dict(values) for name, values in state.optimizer.values.items()},
-                "group_steps": list(state.optimizer.group_steps),
-            },
-            "run": {
-                "config": dict(state.run.config),
-                "fixed": dict(state.run.fixed),
-                "data_hash": state.run.data_hash,
-            },
-            "config_digest": digest_of(state.run.fixed),
-        }
-    )
-    return files
-
-
-def _expected(content: Mapping[str, bytes], file: str, name: str) -> bytes:
-    if file not in content:
-        raise CheckpointDamagedError("file_missing", f"{name} holds no {file}: {sorted(content)}")
-    return content[file]
 
 
 def _age_seconds(entry: Location) -> float:

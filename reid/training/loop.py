@@ -23,7 +23,7 @@ from reid.training.schedule import ScheduleConfig, learning_rate_at, place_in_ru
 from reid.training.snapshot import Position, RunDescription, take_snapshot
 from reid.training.step import NonFiniteLossError, TrainingStep
 from reid.training.watchdog import StepWatchdog
-from reid.training.workers import StopPoll, rank, share_text
+from reid.training.workers import Wish, WishPoll, rank, share_text
 
 logger = logging.getLogger(__name__)
 
@@ -58,9 +58,9 @@ class BatchStream(Protocol):
         ...
 
 
-def never() -> bool:
-    """The wish of a run that is not to be stopped."""
-    return False
+def no_wish() -> Wish:
+    """The wish of a run that is left alone."""
+    return Wish.NOTHING
 
 
 def fit(
@@ -72,7 +72,7 @@ def fit(
     run: RunDescription | None = None,
     store: CheckpointStore | None = None,
     start: Position | None = None,
-    should_stop: Callable[[], bool] = never,
+    wish: Callable[[], Wish] = no_wish,
     folder: Location | None = None,
 ) -> Iterator[IntervalResult | EpochResult]:
     """Train, one yield at a time; all workers must take the same number of results.
@@ -88,8 +88,8 @@ def fit(
         run: What checkpoints say about the run.
         store: Where checkpoints go; None: nowhere. Only rank 0 writes.
         start: The position to continue at; None: the beginning.
-        should_stop: Asked once per step on every worker. When one says yes, all finish their step, save, yield an
-            `EpochResult` and end; with several workers one step later.
+        wish: Asked once per step on every worker. When one wants to save or stop, all finish their step, save and
+            yield an `EpochResult`, and end when one wants to stop; with several workers one step later.
         folder: The run folder, for the report of an aborted run and the stacks of a hanging one.
 
     Yields:
@@ -108,7 +108,7 @@ def fit(
         enabled=config.hang_after_seconds is not None,
     )
     position = start or Position()
-    with closing(StopPoll(should_stop)) as poll, watchdog:
+    with closing(WishPoll(wish)) as poll, watchdog:
         parts = _Parts(step, stream, config, schedule, run or RunDescription(), store, folder, poll, watchdog)
         stopped = False
         while position.epoch < config.epochs and not stopped:
@@ -126,7 +126,7 @@ class _Parts:
     run: RunDescription
     store: CheckpointStore | None
     folder: Location | None
-    poll: StopPoll
+    poll: WishPoll
     watchdog: StepWatchdog
 
 
@@ -162,9 +162,10 @@ def _train_epoch(
             position = Position(epoch=epoch, step_in_epoch=position.step_in_epoch + 1, step=position.step + 1)
             meter.add(metrics, images=len(batch.labels), waiting_seconds=waiting_seconds)
 
-            stopping = stopping or parts.poll.poll()
+            wish = Wish.STOP if stopping else parts.poll.poll()
+            stopping = wish is Wish.STOP
             finished = position.step_in_epoch == steps
-            due = due or (every_steps is not None and position.step % every_steps == 0)
+            due = due or wish is Wish.SAVE or (every_steps is not None and position.step % every_steps == 0)
             logs = finished or position.step % config.log_every_steps == 0
             saves = closes_group and (stopping or due or (finished and saves_epoch))
             if logs or saves:

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from reid.training.workers import mean_over_workers, world_size
+from reid.process_group import world_size
+from reid.training.workers import mean_over_workers
 
 
 class Totals:

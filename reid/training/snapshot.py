@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
+from reid.process_group import world_size
 from reid.training.optimizer_state import OptimizerState, capture_optimizer, restore_optimizer
 from reid.training.randomness import RandomState, capture_random_state, restore_random_state
 from reid.training.step import TrainingStep
-from reid.training.workers import world_size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

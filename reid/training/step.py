@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from reid.contracts import Batch, LossTerms, Settings
+from reid.process_group import world_size
 from reid.training.ema import MovingAverage
-from reid.training.workers import world_size
 
 
 class StepConfig(Settings):

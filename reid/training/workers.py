@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from enum import IntEnum
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-
-def world_size() -> int:
-    """Number of training workers; 1 without a process group."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+from reid.process_group import world_size
 
 
 def rank() -> int:
@@ -79,31 +77,42 @@ def refuse_disagreement(facts: Mapping[str, str]) -> None:
         raise ValueError("the workers of this run do not agree; start them all alike\n  " + "\n  ".join(problems))
 
 
-class StopPoll:
-    """Turns a wish to stop that any one worker may have into the same decision on all of them at the same step.
+class Wish(IntEnum):
+    """What a worker wants of the loop beyond the next step; of several wishes the largest counts."""
+
+    NOTHING = 0
+    SAVE = 1
+    """A checkpoint now: the machine may be taken away soon."""
+    STOP = 2
+    """A checkpoint, then the end."""
+
+
+class WishPoll:
+    """Turns a wish that any one worker may have into the same decision on all of them at the same step.
 
     The exchange of one number starts at one step and is read at the next, on the processor, so that no accelerator is
     ever waited for: a wish takes effect one step after it was seen.
     """
 
-    def __init__(self, should_stop: Callable[[], bool]) -> None:
-        self._should_stop = should_stop
+    def __init__(self, wish: Callable[[], Wish]) -> None:
+        self._wish = wish
         self._group: Any = None
         self._flag: Tensor | None = None
         self._pending: dist.Work | None = None
         if world_size() > 1 and _collective_device().type != "cpu":
             self._group = dist.new_group(backend="gloo")
 
-    def poll(self) -> bool:
-        """Whether all workers stop after the step that has just ended."""
-        wish = self._should_stop()
+    def poll(self) -> Wish:
+        """What all workers do after the step that has just ended."""
+        wish = self._wish()
         if world_size() == 1:
             return wish
-        decided = False
+        decided = Wish.NOTHING
         if self._pending is not None and self._flag is not None:
             self._pending.wait()
-            decided = bool(self._flag.item())
-        if not decided:
+            self._pending = None
+            decided = Wish(int(self._flag.item()))
+        if decided is not Wish.STOP:
             self._flag = torch.tensor([float(wish)])
             self._pending = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
         return decided

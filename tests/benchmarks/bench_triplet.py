@@ -1,7 +1,9 @@
 """Batch-hard triplet, forward and backward, against the two matrix products that are its floor.
 
 Floor: X X^T (forward) and G X (backward), G of (B, B): what a batch-hard triplet loss over a full matrix of distances
-has to multiply. The variants are interleaved, so that other load on the machine hits all of them equally. One thread.
+has to multiply. "autograd" is the same two products as forward and backward of one autograd node, and nothing else:
+what any loss that multiplies both pays at least. The variants are interleaved, so that other load on the machine hits
+all of them equally. One thread.
 
     python -m tests.benchmarks.bench_triplet [--rows 64 256 1024] [--repeats 200] [--output result.json]
 """
@@ -13,11 +15,27 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from reid.losses.triplet import triplet_loss
 from tests.benchmarks.machine import summary, write_result
+
+
+class Products(torch.autograd.Function):
+    """The floor as an autograd node; the value is one element of X X^T."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, gradient)
+        return (rows @ rows.T)[0, 0]
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor, None]:
+        rows, gradient = ctx.saved_tensors
+        return gradient @ rows, None
 
 
 def interleaved_seconds(variants: dict[str, Callable[[], object]], rounds: int, calls: int) -> dict[str, list[float]]:
@@ -34,7 +52,7 @@ def interleaved_seconds(variants: dict[str, Callable[[], object]], rounds: int, 
 
 
 def benchmark(num_rows: int, dim: int, repeats: int) -> dict[str, float]:
-    """Milliseconds of floor, ours and the plain version on all pairs, and the ratios to the floor within each round."""
+    """Milliseconds of floor, floor in autograd, ours and the plain version on all pairs; ratios within each round."""
     features = torch.randn(num_rows, dim).relu().requires_grad_()
     labels = torch.arange(num_rows) // 4
     rows, gradient = features.detach(), torch.randn(num_rows, num_rows)
@@ -42,6 +60,12 @@ def benchmark(num_rows: int, dim: int, repeats: int) -> dict[str, float]:
     def floor() -> None:
         rows @ rows.T
         gradient @ rows
+
+    def autograd() -> None:
+        features.grad = None
+        loss = Products.apply(features, gradient)
+        assert isinstance(loss, Tensor)
+        loss.backward()
 
     def ours() -> None:
         features.grad = None
@@ -55,13 +79,16 @@ def benchmark(num_rows: int, dim: int, repeats: int) -> dict[str, float]:
         nearest = distances.masked_fill(same, torch.inf).amin(1)
         (farthest - nearest + 0.3).relu().mean().backward()
 
-    calls = max(1, 1024 // num_rows)
+    # As in training, where larger tensors have come and gone: having freed one (24 MB), the allocator keeps the pages
+    # of smaller ones instead of returning them after each call; 100 page faults cost as much as a product of 64 rows.
+    torch.ones(6_000_000)
+    calls = max(1, 256 // num_rows)
     seconds = interleaved_seconds(
-        {"floor": floor, "ours": ours, "all_pairs": all_pairs}, max(3, repeats // calls), calls
+        {"floor": floor, "autograd": autograd, "ours": ours, "all_pairs": all_pairs}, max(3, repeats // calls), calls
     )
     result = {f"{name}_milliseconds": round(1e3 * summary(values).median, 3) for name, values in seconds.items()}
     result["floor_spread"] = round(summary(seconds["floor"]).spread, 3)
-    for name in ("ours", "all_pairs"):
+    for name in ("autograd", "ours", "all_pairs"):
         ratios = [value / reference for value, reference in zip(seconds[name], seconds["floor"], strict=True)]
         result[f"{name}_over_floor"] = round(median(ratios), 3)
     return result

@@ -71,8 +71,9 @@ def live(folder: Path, steps: int) -> None:
 
     from reid.contracts import EpochResult, IntervalResult
     from reid.storage import open_location
-    from reid.training.checkpoint import CheckpointConfig, CheckpointStore, refuse_other_run
+    from reid.training.checkpoint import CheckpointConfig, CheckpointStore
     from reid.training.checkpoint_files import tensors_to_bytes
+    from reid.training.continuation import refuse_other_run
     from reid.training.loop import LoopConfig, fit
     from reid.training.randomness import seed_everything
     from reid.training.schedule import ScheduleConfig

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.fs
 import pytest
 
-from reid.build.metrics_log import MetricsLog, read_metrics
+from reid.build.metrics_log import MetricsLog, read_metrics, write_merged_metrics
 from reid.storage import Location, open_location
 
 
@@ -39,9 +41,12 @@ def test_rows_of_different_kinds_and_messages_stand_side_by_side(tmp_path: Path)
 def test_a_line_cut_by_a_kill_is_passed_over(tmp_path: Path) -> None:
     location = open_location(tmp_path / "run")
     MetricsLog(location).append("epoch", {"step": 1})
-    with (tmp_path / "run" / "metrics.jsonl").open("ab") as file:
+    (written,) = (tmp_path / "run" / "metrics").iterdir()
+    with written.open("ab") as file:
         file.write(b'{"kind": "epoch", "st')
     assert [row["step"] for row in read_metrics(location)] == [1]
+    MetricsLog(location).append("epoch", {"step": 2})  # by the process that continues
+    assert [row["step"] for row in read_metrics(location)] == [1, 2]
 
 
 def test_numbers_that_are_none_become_null(tmp_path: Path) -> None:
@@ -52,15 +57,22 @@ def test_numbers_that_are_none_become_null(tmp_path: Path) -> None:
     assert row["rate"] is None
 
 
-def test_on_an_object_store_each_writer_has_an_object(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    first, second = MetricsLog(remote(tmp_path)), MetricsLog(remote(tmp_path))
+@pytest.mark.parametrize("opened", [remote, lambda folder: open_location(folder / "run")], ids=["remote", "local"])
+def test_each_writer_has_a_file_and_readers_see_the_rows_of_all(
+    tmp_path: Path, opened: Callable[[Path], Location]
+) -> None:
+    (tmp_path / "run" / "metrics").mkdir(parents=True)
+    first, second = MetricsLog(opened(tmp_path)), MetricsLog(opened(tmp_path))
     first.append("epoch", {"step": 1})
     second.append("evaluation", {"step": 1})
     first.append("epoch", {"step": 2})
-    rows = read_metrics(remote(tmp_path))
+    rows = read_metrics(opened(tmp_path))
     assert [(row["step"], row["kind"]) for row in rows] == [(1, "epoch"), (1, "evaluation"), (2, "epoch")]
-    assert len(list((tmp_path / "run").glob("metrics.*.jsonl"))) == 2
+    assert len(list((tmp_path / "run" / "metrics").iterdir())) == 2
+    write_merged_metrics(opened(tmp_path))
+    merged = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert [json.loads(line) for line in merged.splitlines()] == rows
+    assert read_metrics(opened(tmp_path)) == rows
 
 
 def test_a_run_without_metrics_has_no_rows(tmp_path: Path) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from reid.contracts import Batch, Record
+from reid.contracts import Record
 from reid.data.decode import UnreadableImageError, decode_image
 from reid.data.loader import SkippedImage
 from reid.data.plan import PlanConfig, identity_table, plan_epoch
@@ -19,23 +18,11 @@ from reid.data.shard_plan import PackConfig
 from reid.data.shard_set import open_shards
 from reid.data.shards import pack_shards
 from reid.data.stream import EvalStream, LoaderConfig, TrainStream
-from reid.data.transforms import EvalTransform, TransformConfig
+from reid.data.transforms import EvalTransform
 from tests.unit.data.memory_source import MemorySource, encode, make_source
+from tests.unit.data.small_stream import PLAN, TRANSFORM, VEHICLES, everything, stream_of
 
 WORLDS = (1, 2, 3, 4, 6, 12)
-VEHICLES = [3, 9, 5, 1, 8, 4, 4, 2, 7, 13, 5, 6, 3, 9, 5, 1, 8, 4, 4, 2]
-PLAN = PlanConfig(identities_per_batch=12, images_per_identity=3)
-TRANSFORM = TransformConfig(
-    height=16,
-    width=16,
-    padding=2,
-    flip_probability=0.5,
-    brightness=0.3,
-    contrast=0.3,
-    saturation=0.3,
-    occlusion_probability=0.5,
-)
-
 UNCHANGED = {
     "padding": 0,
     "flip_probability": 0.0,
@@ -50,27 +37,6 @@ UNCHANGED = {
 @pytest.fixture
 def source() -> MemorySource:
     return make_source(VEHICLES, masks=True, num_gallery=5)
-
-
-def stream_of(
-    source: MemorySource, processes: int = 0, worker: int = 0, num_workers: int = 1, **loader: object
-) -> TrainStream:
-    config = LoaderConfig.model_validate({"processes": processes, "masks": True, **loader})
-    return TrainStream(source, PLAN, TRANSFORM, config, seed=3, worker=worker, num_workers=num_workers)
-
-
-def everything(batches: Sequence[Batch]) -> bytes:
-    """All that a global batch holds, workers one after the other."""
-    masks = [batch.masks for batch in batches if batch.masks is not None]
-    assert len(masks) == len(batches)
-    columns = [
-        torch.cat([batch.images for batch in batches]),
-        torch.cat([batch.labels for batch in batches]),
-        torch.cat([batch.samples for batch in batches]),
-        torch.cat([batch.keypoints for batch in batches]),
-        torch.cat(masks),
-    ]
-    return b"".join(column.contiguous().numpy().tobytes() for column in columns)
 
 
 def global_sequence(source: MemorySource, processes: int, world: int) -> list[bytes]:
@@ -195,6 +161,14 @@ def test_too_many_unreadable_images_stop_the_run(source: MemorySource) -> None:
     expected = r"4 of 103 training images are unreadable, more than max_bad_fraction 0.03 .*image-000.*damaged"
     with pytest.raises(ValueError, match=expected):
         list(stream.batches(0))
+
+
+def test_bad_images_that_all_fall_to_one_worker_are_still_a_share_of_the_whole_set(source: MemorySource) -> None:
+    for row in (3, 4, 5):  # of one vehicle: 3 of 103 in all, 9 % of the third that one worker reads
+        source.files[row] = b"damaged"
+    streams = [stream_of(source, worker=worker, num_workers=3, max_bad_fraction=0.03) for worker in range(3)]
+    assert all(list(stream.batches(0)) for stream in streams)
+    assert sorted(len(stream._bad_rows) for stream in streams) == [0, 0, 3]
 
 
 @pytest.mark.parametrize("processes", [0, 1])

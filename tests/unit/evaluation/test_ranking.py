@@ -101,7 +101,7 @@ def force_tables(monkeypatch):
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-3, 1.0, 1e4, 1e30])
-@pytest.mark.parametrize("shift", [0.0, 1.0, -5.0, 1000.0])
+@pytest.mark.parametrize("shift", [0.0, 1.0, -5.0, 100.0, 1000.0])
 def test_tables_are_exact_at_any_scale_and_shift(monkeypatch, scale, shift):
     force_tables(monkeypatch)
     distances, *codes = random_problem(3, 4, 2500, num_ids=30)

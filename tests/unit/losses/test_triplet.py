@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reid.losses.triplet import hardest_triplets, triplet_loss
+from reid.losses.triplet import grouped_triplet_loss, hardest_triplets, triplet_loss
 from tests.reference.losses import batch_hard_triplet, numeric_gradient
 
 GOLDEN = Path(__file__).resolve().parents[4] / "shared" / "golden"
@@ -152,3 +153,37 @@ def test_groups_are_mined_independently() -> None:
         alone = hardest_triplets(features[group], labels)
         assert torch.equal(together.positives[group], alone.positives)
         assert torch.equal(together.negatives[group], alone.negatives)
+
+
+@pytest.mark.parametrize("margin", MARGINS)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_each_group_has_the_loss_and_the_scaled_gradient_it_has_alone(
+    margin: float, reduction: Literal["mean", "sum"]
+) -> None:
+    features = torch.randn(3, 9, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    features.requires_grad_()
+    labels = torch.arange(9) % 4
+    scales = torch.tensor([0.5, 2.0, 3.0], dtype=torch.float64)
+    losses, valid = grouped_triplet_loss(features, labels, margin, reduction=reduction)
+    (losses * scales).sum().backward()
+    assert features.grad is not None
+    for group in range(3):
+        alone = features[group].detach().requires_grad_()
+        loss, valid_alone = triplet_loss(alone, labels, margin)
+        num_terms = valid_alone.sum() if reduction == "sum" else 1
+        (scales[group] * num_terms * loss).backward()
+        assert alone.grad is not None
+        assert alone.grad.abs().max() > 0.01
+        torch.testing.assert_close(losses[group], num_terms * loss)
+        torch.testing.assert_close(features.grad[group], alone.grad)
+        assert torch.equal(valid[group], valid_alone)
+
+
+def test_a_second_backward_gives_the_same_gradient() -> None:
+    features, labels = _batch(12, 4, 4, seed=6)
+    features.requires_grad_()
+    loss, _ = triplet_loss(features, labels, 0.3)
+    (first,) = torch.autograd.grad(loss, features, retain_graph=True)
+    (second,) = torch.autograd.grad(loss, features)
+    assert first.abs().max() > 0
+    assert torch.equal(first, second)

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from reid.contracts import Batch, LossTerms
+from reid.process_group import world_size
 from reid.training.optim import OptimizerConfig, build_optimizer, parameter_groups
 from reid.training.step import StepConfig, TrainingStep, prepare_model
-from reid.training.workers import rank, world_size
+from reid.training.workers import rank
 
 NUM_CLASSES = 6
 

@@ -19,8 +19,6 @@ from reid.training.checkpoint import (
     CheckpointFailedError,
     CheckpointRefusedError,
     CheckpointStore,
-    differences,
-    refuse_other_run,
 )
 from reid.training.checkpoint_files import CheckpointDamagedError
 from reid.training.optim import OptimizerConfig
@@ -198,46 +196,12 @@ def test_a_newer_schema_is_refused_with_both_versions(
         store.load(name)
 
 
-def test_another_data_set_other_settings_and_another_optimizer_are_refused_together(state: CheckpointState) -> None:
-    other = RunDescription(fixed={"optim": {"rate": 0.2}, "epochs": 3, "seed": 1}, data_hash="xyz")
-    optimizer = build_step(optimizer=OptimizerConfig(name="sgd", learning_rate=0.1)).optimizer
-    with pytest.raises(CheckpointRefusedError) as caught:
-        refuse_other_run(state, other, optimizer)
-    text = str(caught.value)
-    assert "another data set: its manifest has the hash abc, this run's xyz" in text
-    assert "another optimizer: Adam (torch), here SGD (torch)" in text
-    assert "optim.rate: 0.1 in the checkpoint, 0.2 now" in text
-    assert "seed: absent in the checkpoint, 1 now" in text
-    assert "epochs" not in text
-
-
-def test_the_own_run_is_accepted_and_other_settings_on_request(
-    state: CheckpointState, caplog: pytest.LogCaptureFixture
-) -> None:
-    optimizer = build_step().optimizer
-    refuse_other_run(state, RUN, optimizer)
-    other = RunDescription(fixed={"optim": {"rate": 0.2}, "epochs": 3}, data_hash="abc")
-    with caplog.at_level(logging.WARNING):
-        refuse_other_run(state, other, optimizer, resume_anyway=True)
-    assert "optim.rate: 0.1 in the checkpoint, 0.2 now" in caplog.text
-    with pytest.raises(CheckpointRefusedError, match="another data set"):
-        refuse_other_run(state, RunDescription(fixed=other.fixed, data_hash="no"), optimizer, resume_anyway=True)
-
-
 def test_the_state_of_another_optimizer_is_refused_before_anything_moves(state: CheckpointState) -> None:
     step = build_step(StepConfig(precision="float32", ema_decay=0.9), OptimizerConfig(name="sgd", learning_rate=0.1))
     before = everything(step)
     with pytest.raises(ValueError, match=r"state of Adam \(torch\), this run uses SGD \(torch\)"):
         restore_snapshot(step, state)
     assert differing(before, everything(step)) == []
-
-
-def test_tuples_and_lists_are_no_difference() -> None:
-    assert differences({"betas": [0.9, 0.999]}, {"betas": (0.9, 0.999)}) == []
-    assert differences({"a": {}}, {"a": {"b": 1}}) == [
-        "a: {} in the checkpoint, absent now",
-        "a.b: absent in the checkpoint, 1 now",
-    ]
 
 
 def test_retention_keeps_the_newest_verified_ones(tmp_path: Path, state: CheckpointState) -> None:

@@ -17,6 +17,7 @@ from reid.training.randomness import seed_everything
 from reid.training.schedule import ScheduleConfig
 from reid.training.snapshot import restore_snapshot
 from reid.training.step import StepConfig
+from reid.training.workers import Wish
 from tests.unit.training.small_run import PlannedStream, build_step, differing, everything
 
 SCHEDULE = ScheduleConfig(warmup_epochs=1.5, milestone_every_epochs=1, per_step=True)
@@ -81,12 +82,12 @@ def test_resume_after_every_step_consumes_exactly_the_remaining_batches(tmp_path
         first = PlannedStream(steps=4)
         taken = 0
 
-        def enough(limit: int = stop_after) -> bool:
+        def enough(limit: int = stop_after) -> Wish:
             nonlocal taken
             taken += 1
-            return taken == limit
+            return Wish.STOP if taken == limit else Wish.NOTHING
 
-        *_, last = fit(build_step(), first, config=_loop(), schedule=SCHEDULE, store=store, should_stop=enough)
+        *_, last = fit(build_step(), first, config=_loop(), schedule=SCHEDULE, store=store, wish=enough)
         assert isinstance(last, EpochResult)
         assert last.step == stop_after
         state = store.load(store.newest() or "")

@@ -21,7 +21,7 @@ from reid.training.optim import OptimizerConfig
 from reid.training.schedule import ScheduleConfig
 from reid.training.snapshot import restore_snapshot
 from reid.training.step import NonFiniteLossError, StepConfig
-from reid.training.workers import mean_over_workers, refuse_disagreement, share_text
+from reid.training.workers import Wish, mean_over_workers, refuse_disagreement, share_text
 from tests.processes import run
 from tests.unit.training.small_run import PlannedStream, build_step, differing, everything, identity_loss
 
@@ -79,7 +79,10 @@ def _with_a_nan(rank: int) -> dict[str, Any]:
 
 
 def _fit_whole(rank: int, folder: str, stop_on_rank: int | None) -> dict[str, Any]:
-    """Train, from the newest checkpoint where there is one; rank `stop_on_rank` wishes to stop at step 3."""
+    """Train, from the newest checkpoint where there is one.
+
+    Rank `stop_on_rank` wishes to save at step 1 and to stop at step 3.
+    """
     store = CheckpointStore(open_location(folder))
     step = build_step(optimizer=SGD, norm=False, dropout=0.0)
     start = None
@@ -90,14 +93,14 @@ def _fit_whole(rank: int, folder: str, stop_on_rank: int | None) -> dict[str, An
         start = state.position
     asked = 0
 
-    def wish() -> bool:
+    def wish() -> Wish:
         nonlocal asked
         asked += 1
-        return rank == stop_on_rank and asked == 3
+        return {1: Wish.SAVE, 3: Wish.STOP}.get(asked, Wish.NOTHING) if rank == stop_on_rank else Wish.NOTHING
 
     stream = PlannedStream(steps=4, batch_size=8)
     config = LoopConfig(epochs=2, log_every_steps=1, hang_after_seconds=None)
-    results = list(fit(step, stream, config=config, schedule=SCHEDULE, store=store, start=start, should_stop=wish))
+    results = list(fit(step, stream, config=config, schedule=SCHEDULE, store=store, start=start, wish=wish))
     rows = [(r.step, r.metrics["loss"], r.metrics["skipped"]) for r in results if isinstance(r, IntervalResult)]
     commits = [(r.step, r.checkpoint) for r in results if isinstance(r, EpochResult)]
     return {"rows": rows, "commits": commits, "state": everything(step), "consumed": stream.consumed}
@@ -164,7 +167,8 @@ def test_one_workers_wish_stops_all_at_one_step_and_another_number_of_workers_go
 ) -> None:
     folder, ranks = workers
     for found in ranks:
-        assert found["stopped"]["commits"] == [(4, "step-00000004")]  # wished at step 3, decided one later
+        # Wished at steps 1 and 3, decided one later.
+        assert found["stopped"]["commits"] == [(2, "step-00000002"), (4, "step-00000004")]
     alone = _fit_whole(0, str(tmp_path), None)
     resumed = _fit_whole(0, str(folder / "stopped"), None)
     assert ranks[0]["stopped"]["consumed"][:4] + resumed["consumed"] == alone["consumed"]

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from reid.data.image_check import image_format, image_size
+from reid.data.image_header import image_format, image_size
 
 
 def encoded(ending: str, options: list[int] | None = None) -> bytes:

@@ -1,0 +1,56 @@
+"""What may continue a run and what may not."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from reid.training.checkpoint import CheckpointRefusedError
+from reid.training.continuation import differences, refuse_other_run
+from reid.training.optim import OptimizerConfig
+from reid.training.snapshot import CheckpointState, Position, RunDescription, take_snapshot
+from tests.unit.training.small_run import PlannedStream, build_step
+
+RUN = RunDescription(fixed={"optim": {"rate": 0.1}, "epochs": 3}, data_hash="abc")
+
+
+@pytest.fixture(scope="module")
+def state() -> CheckpointState:
+    step = build_step()
+    step.train_batch(PlannedStream().batch(0, 0))
+    return take_snapshot(step, Position(step=1), RUN)
+
+
+def test_another_data_set_other_settings_and_another_optimizer_are_refused_together(state: CheckpointState) -> None:
+    other = RunDescription(fixed={"optim": {"rate": 0.2}, "epochs": 3, "seed": 1}, data_hash="xyz")
+    optimizer = build_step(optimizer=OptimizerConfig(name="sgd", learning_rate=0.1)).optimizer
+    with pytest.raises(CheckpointRefusedError) as caught:
+        refuse_other_run(state, other, optimizer)
+    text = str(caught.value)
+    assert "another data set: its manifest has the hash abc, this run's xyz" in text
+    assert "another optimizer: Adam (torch), here SGD (torch)" in text
+    assert "optim.rate: 0.1 in the checkpoint, 0.2 now" in text
+    assert "seed: absent in the checkpoint, 1 now" in text
+    assert "epochs" not in text
+
+
+def test_the_own_run_is_accepted_and_other_settings_on_request(
+    state: CheckpointState, caplog: pytest.LogCaptureFixture
+) -> None:
+    optimizer = build_step().optimizer
+    refuse_other_run(state, RUN, optimizer)
+    other = RunDescription(fixed={"optim": {"rate": 0.2}, "epochs": 3}, data_hash="abc")
+    with caplog.at_level(logging.WARNING):
+        refuse_other_run(state, other, optimizer, resume_anyway=True)
+    assert "optim.rate: 0.1 in the checkpoint, 0.2 now" in caplog.text
+    with pytest.raises(CheckpointRefusedError, match="another data set"):
+        refuse_other_run(state, RunDescription(fixed=other.fixed, data_hash="no"), optimizer, resume_anyway=True)
+
+
+def test_tuples_and_lists_are_no_difference() -> None:
+    assert differences({"betas": [0.9, 0.999]}, {"betas": (0.9, 0.999)}) == []
+    assert differences({"a": {}}, {"a": {"b": 1}}) == [
+        "a: {} in the checkpoint, absent now",
+        "a.b: absent in the checkpoint, 1 now",
+    ]
