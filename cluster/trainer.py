@@ -103,6 +103,7 @@ def train(experiment: Experiment, resume: Resume = Resume.AUTO, *, resume_anyway
         resumed_step = 0 if newest is None else int(newest.rsplit("-", 1)[-1])
         with RunFollower(experiment, folder, lock, resumed_step=resumed_step) as follower:
             _fit_stoppable(trainer, follower, folder)
+            _refuse_unfinished(experiment, folder)
             results = follower.finish()
         page = write_run_report(experiment, folder, shards, plan)
         logger.info("\n%s\n", results_table(results[-1:]))
@@ -139,6 +140,18 @@ def _fit_stoppable(trainer: TorchTrainer, follower: RunFollower, folder: RunFold
         raise
     finally:
         mark.remove()
+
+
+def _refuse_unfinished(experiment: Experiment, folder: RunFolder) -> None:
+    """Raises when training ended without a fault before its last epoch: somebody has put the stop mark."""
+    store = CheckpointStore(folder.checkpoints)
+    name = store.newest()
+    position = None if name is None else store.load_position(name)
+    if position is None or position.epoch < experiment.training.loop.epochs:
+        raise TrainingFailed(
+            f"the run was stopped at {name or 'its first step'}, before its last epoch; the same command with --resume"
+            " auto continues there"
+        )
 
 
 def _fit(trainer: TorchTrainer, folder: RunFolder) -> None:
