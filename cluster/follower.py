@@ -55,7 +55,8 @@ class RunFollower:
         self._tensorboard = TensorBoardLog(experiment.metrics, folder.location.child("tensorboard"))
         self._metrics = DriverMetrics(experiment.metrics, experiment.name)
         self._seen = {row_key(row): row for row in read_metrics(folder.location) if row.get("step", 0) <= resumed_step}
-        self._epochs: dict[str, int | None] = {}
+        self._epochs: dict[str, int] = {}
+        """Epochs that a checkpoint has behind it; 0 when it was made inside an epoch."""
         self._done = folder.evaluated(self._settings)
         self._failures: dict[str, int] = {}
         self._pins: dict[str, float] = {}
@@ -146,7 +147,10 @@ class RunFollower:
             if name in self._done or self._failures.get(name, 0) >= TRIES:
                 continue
             if name not in self._epochs:
-                self._epochs[name] = _epochs_finished(self._store, name)
+                position = self._store.load_position(name)
+                if position is None:  # gone, damaged, or not yet written whole to an object store
+                    continue
+                self._epochs[name] = position.epoch if position.step_in_epoch == 0 else 0
             finished = self._epochs[name]
             if finished and (finished % every == 0 or finished == last):
                 due.append(name)
@@ -221,9 +225,3 @@ def epoch_line(row: dict[str, Any], total_epochs: int) -> str:
     if row.get("updates_skipped"):
         parts.append(f"{row['updates_skipped']} updates skipped")
     return "  ".join(parts)
-
-
-def _epochs_finished(store: CheckpointStore, name: str) -> int | None:
-    """Epochs that a checkpoint has behind it; None when it was made inside an epoch or is gone."""
-    position = store.load_position(name)
-    return position.epoch if position is not None and position.step_in_epoch == 0 else None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,6 +30,7 @@ def ray_connection(num_cpus: int | None = None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     options: dict[str, Any] = {
         # Progress, warnings and failures of workers come through the run folder; Ray's own chatter stays in its logs.
         "log_to_driver": False,
@@ -39,6 +42,8 @@ def ray_connection(num_cpus: int | None = None) -> Iterator[None]:
     else:
         logger.info("RAY_ADDRESS is not set: starting Ray on this machine for this run (loopback only)")
         ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **options)
+    if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own there, which ends the workers where they are
     try:
         yield
     finally:

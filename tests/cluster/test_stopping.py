@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
-import threading
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,15 +14,17 @@ import pytest
 from moto.server import ThreadedMotoServer
 from pyarrow import fs
 
-from cluster.resources import ray_connection
 from cluster.run_marks import RefusalMark, StopMark
-from cluster.trainer import Resume, train
+from cluster.trainer import train
 from reid.build.metrics_log import read_metrics
 from reid.build.run_folder import RunFolder, open_run
+from reid.config import Experiment, to_yaml
 from reid.contracts import DataError
 from reid.storage import exists, open_location
 from reid.training.checkpoint import CheckpointStore
 from tests.cluster.conftest import tiny_experiment
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -44,51 +46,55 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.stop()
 
 
-def interrupt_when_it_trains(folder: RunFolder) -> threading.Thread:
-    """Presses Ctrl-C on this process once the run has written a row."""
+def start(experiment: Experiment, folder: Path, *options: str) -> subprocess.Popen[str]:
+    """A driver with a Ray of its own, whose workers inherit the address of the bucket."""
+    config = folder / "config.yaml"
+    config.write_text(to_yaml(experiment))
+    command = [sys.executable, "jobs/train_ppt.py", "--config", str(config), *options]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-    def press() -> None:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            if any(row["kind"] == "interval" for row in read_metrics(folder.location)):
-                break
-            time.sleep(0.2)
-        os.kill(os.getpid(), signal.SIGINT)
 
-    thread = threading.Thread(target=press)
-    thread.start()
-    return thread
+def wait_for_row(folder: RunFolder, driver: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 240
+    while not any(row["kind"] == "interval" for row in read_metrics(folder.location)):
+        assert driver.poll() is None, driver.communicate()[1][-2000:]
+        assert time.monotonic() < deadline, "the run did not begin to train"
+        time.sleep(0.5)
 
 
 @pytest.mark.ray
 @pytest.mark.timeout(600)
-def test_an_interrupted_run_on_an_object_store_saves_inside_its_epoch_and_continues_there(
-    tiny_shards: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+def test_a_terminated_run_on_an_object_store_saves_inside_its_epoch_and_continues_there(
+    tiny_shards: Path, tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     overrides = [f"runs={bucket}", "cluster.num_workers=1", "training.loop.log_every_steps=1"]
-    endless = tiny_experiment(tiny_shards, Path("unused"), *overrides, "training.loop.epochs=100000")
+    long = ["training.loop.epochs", "training.loop.checkpoint_every_epochs", "evaluation.every_epochs"]
+    endless = tiny_experiment(tiny_shards, tmp_path, *overrides, *(f"{key}=100000" for key in long))
     folder = open_run(endless)
-    with ray_connection(num_cpus=2):  # its workers inherit the address of the bucket
-        presser = interrupt_when_it_trains(folder)
-        with pytest.raises(KeyboardInterrupt):
-            train(endless, Resume.NEVER)
-        presser.join()
+    with start(endless, tmp_path) as driver:
+        wait_for_row(folder, driver)
+        driver.send_signal(signal.SIGTERM)
+        _, said = driver.communicate()
+    assert driver.returncode == 143, said
+    assert "the workers finish their step and save a checkpoint" in said
 
-        store = CheckpointStore(folder.checkpoints)
-        name = store.newest()
-        assert name is not None
-        position = store.load(name).position
-        intervals = [row["step"] for row in read_metrics(folder.location) if row["kind"] == "interval"]
-        assert position.step == max(intervals)  # the last step taken is the one that was saved
-        assert not StopMark(folder.location).is_there()
+    store = CheckpointStore(folder.checkpoints)
+    name = store.newest()
+    assert name is not None
+    position = store.load(name).position
+    intervals = [row["step"] for row in read_metrics(folder.location) if row["kind"] == "interval"]
+    assert position.step == max(intervals)  # the last step taken is the one that was saved
+    assert not StopMark(folder.location).is_there()
 
-        last = tiny_experiment(tiny_shards, Path("unused"), *overrides, f"training.loop.epochs={position.epoch + 1}")
-        outcome = train(last, Resume.MUST)
+    last = tiny_experiment(tiny_shards, tmp_path, *overrides, f"training.loop.epochs={position.epoch + 1}")
+    with start(last, tmp_path, "--resume", "must") as driver:
+        _, said = driver.communicate()
+    assert driver.returncode == 0, said
     steps = [row["step"] for row in read_metrics(folder.location) if row["kind"] == "interval"]
     assert steps == list(range(1, max(steps) + 1))
-    assert outcome.report.startswith("s3://runs/tiny/report")
-    assert exists(open_location(outcome.report))
+    assert exists(folder.report.child("index.html"))
+    assert "report: s3://runs/tiny/report" in said
 
 
 @pytest.mark.ray
