@@ -10,20 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reid.data.manifest import (
-    Index,
-    IndexInfo,
-    IndexRow,
-    Manifest,
-    ShardInfo,
-    SkippedSample,
-    concatenate_indexes,
-    index_from_parquet,
-    index_from_rows,
-    index_to_parquet,
-    manifest_from_json,
-    manifest_to_json,
-)
+from reid.data.index import Index, IndexRow, concatenate_indexes, index_from_parquet, index_from_rows, index_to_parquet
+from reid.data.manifest import IndexInfo, Manifest, ShardInfo, SkippedSample, manifest_from_json, manifest_to_json
 
 
 def make_manifest(**changes: Any) -> Manifest:
@@ -95,8 +83,8 @@ def test_the_hash_depends_on_the_content_and_not_on_the_parquet_writer_or_the_pl
 
 
 def test_a_manifest_of_a_newer_schema_is_refused_by_its_number() -> None:
-    content = json.loads(manifest_to_json(make_manifest())) | {"schema_version": 2}
-    with pytest.raises(ValueError, match="schema 2, this program reads schema 1"):
+    content = json.loads(manifest_to_json(make_manifest())) | {"schema_version": 3}
+    with pytest.raises(ValueError, match="schema 3, this program reads schema 1 and 2"):
         manifest_from_json(json.dumps(content).encode(), "m.json")
 
 
