@@ -55,7 +55,7 @@ def _add(arguments: argparse.Namespace) -> None:
     if arguments.pictures and arguments.pictures.suffix.lower() not in {".jpg", ".jpeg", ".png"}:
         raise ValueError(f"--pictures {arguments.pictures}: expected a name that ends in .jpg or .png")
     columns = (TextColumn("masks"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    num_new, started = 0, time.monotonic()
+    num_new = 0
     with ExitStack() as stack:
         run_tasks: RunTasks = run_in_this_process
         if not arguments.no_ray:
@@ -69,6 +69,7 @@ def _add(arguments: argparse.Namespace) -> None:
             num_new += 0 if result.kept else result.info.count
             bar.update(row, completed=done, total=total)
 
+        started = time.monotonic()
         manifest = enrich_shards(
             arguments.source,
             arguments.target,
@@ -77,7 +78,8 @@ def _add(arguments: argparse.Namespace) -> None:
             overwrite=arguments.overwrite,
             progress=show,
         )
-    _print_summary(manifest, arguments.target, num_new, time.monotonic() - started)
+        seconds = time.monotonic() - started
+    _print_summary(manifest, arguments.target, num_new, seconds)
     if arguments.pictures:
         with open_shards(arguments.target) as shards:
             save_picture(picture_of_masks(shards, arguments.num_pictures), arguments.pictures)

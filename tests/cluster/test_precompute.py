@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,15 @@ def test_a_damaged_source_stops_enriching_on_ray_as_a_data_error(tmp_path: Path)
     assert not (tmp_path / "target").exists()
 
 
+@pytest.fixture
+def own_signals() -> Iterator[None]:
+    """What the job does on SIGTERM ends with the test."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("own_signals")
 def test_the_job_adds_masks_draws_them_and_tells_its_ends_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
