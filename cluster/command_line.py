@@ -37,8 +37,13 @@ def run_training_job(description: str, argv: Sequence[str] | None = None) -> int
     return exit_code(lambda: _run(arguments))
 
 
-def exit_code(work: Callable[[], None]) -> int:
-    """Does the work of a job and says how it ended, in words on standard error and as the exit code."""
+def exit_code(work: Callable[[], None], interrupted: str = "--resume auto continues at the newest checkpoint") -> int:
+    """Does the work of a job and says how it ended, in words on standard error and as the exit code.
+
+    Args:
+        work: The job.
+        interrupted: What to say after an interruption.
+    """
     signal.signal(signal.SIGTERM, _terminate)
     try:
         work()
@@ -54,7 +59,7 @@ def exit_code(work: Callable[[], None]) -> int:
         return _end(2, str(error))
     except KeyboardInterrupt as interruption:
         code = 143 if isinstance(interruption, Terminated) else 130
-        return _end(code, "interrupted; --resume auto continues at the newest checkpoint")
+        return _end(code, f"interrupted; {interrupted}")
     return 0
 
 

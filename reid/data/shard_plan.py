@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import Field
 
 from reid.contracts import Record, Settings, Split
-from reid.data.manifest import SCHEMA_VERSION, SPLITS
+from reid.data.manifest import PACKED_SCHEMA, SPLITS
 
 KEY_PATTERN: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
@@ -187,7 +187,7 @@ def _deal(
 
 
 def _digest_of_task(members: Iterable[tuple[Record, Stamp]], config: PackConfig) -> str:
-    digest = hashlib.sha256(json.dumps([SCHEMA_VERSION, content_settings(config)], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([PACKED_SCHEMA, content_settings(config)], sort_keys=True).encode())
     for record, stamp in members:
         content = [str(record.path), str(record.mask_path), metadata_of(record), list(stamp)]
         digest.update(json.dumps(content, sort_keys=True).encode())

@@ -17,14 +17,8 @@ from typing import Any, Literal
 
 from reid import storage
 from reid.data.cache import CacheConfig, ShardCache
-from reid.data.manifest import (
-    MANIFEST_NAME,
-    Index,
-    Manifest,
-    ShardInfo,
-    index_from_parquet,
-    manifest_from_json,
-)
+from reid.data.index import Index, index_from_parquet
+from reid.data.manifest import MANIFEST_NAME, Manifest, ShardInfo, manifest_from_json
 from reid.storage import Location
 
 logger = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 """Packing: records of raw images to a shard set, one independent task per shard.
 
 `plan_shards` deals the identities to shards, `write_shard` makes one tar (this is what runs in parallel), and
-`finish_shard_set` joins the results and makes the set visible. A packing run that died continues where it was. Nothing
+`join_results` sums up what `build_set` then makes visible. A packing run that died continues where it was. Nothing
 of the time or the place gets into the content: the set's hash depends on the photographs and the settings only.
 """
 
@@ -15,21 +15,16 @@ from pathlib import Path
 
 from reid import storage
 from reid.contracts import Record
+from reid.data.index import concatenate_indexes, index_to_parquet, training_labels
 from reid.data.manifest import (
-    INDEX_NAME,
-    MANIFEST_NAME,
-    SCHEMA_VERSION,
+    PACKED_SCHEMA,
     IndexInfo,
     Manifest,
     SkippedSample,
-    concatenate_indexes,
-    index_to_parquet,
-    manifest_from_json,
-    manifest_to_json,
-    training_labels,
 )
 from reid.data.shard_plan import PackConfig, PackPlan, ShardTask, content_settings, plan_shards
-from reid.data.shard_writer import PARTS_FOLDER, ShardResult, write_shard
+from reid.data.shard_writer import write_shard
+from reid.data.staging import ShardResult, build_set
 from reid.storage import Location
 
 __all__ = [
@@ -38,36 +33,20 @@ __all__ = [
     "RunTasks",
     "ShardResult",
     "ShardTask",
-    "finish_shard_set",
+    "join_results",
     "pack_shards",
     "plan_shards",
     "run_in_this_process",
-    "staging_folder",
     "write_shard",
 ]
 
 logger = logging.getLogger(__name__)
 
 
-def staging_folder(plan: PackPlan, target: Location) -> Location:
-    """Where the shards of a plan are written before the set is visible.
-
-    A hidden local folder beside the target, named by the plan so that a second run finds it; on object stores, which
-    cannot rename, the target itself: a set without manifest is no set.
-    """
-    if not target.is_local:
-        return target
-    path = target.local_path
-    return storage.open_location(path.with_name(f".tmp-{path.name}-{plan.digest[:16]}"))
-
-
-def finish_shard_set(
-    plan: PackPlan, results: Sequence[ShardResult], target: Location, *, overwrite: bool = False
-) -> Manifest:
-    """Writes index and manifest over the results of all tasks and gives the set its place.
+def join_results(plan: PackPlan, results: Sequence[ShardResult]) -> tuple[Manifest, bytes]:
+    """The manifest over the results of all tasks, and the bytes of the index.
 
     Raises:
-        FileExistsError: something is at the local target and `overwrite` is off.
         ValueError: results do not belong to the plan, nothing is left, or too many images were bad.
     """
     by_name = {result.info.name: result for result in results}
@@ -86,7 +65,7 @@ def finish_shard_set(
     data = index_to_parquet(index)
     per_split = {split: index.vehicle_id[index.split == split].tolist() for split in plan.source_counts}
     manifest = Manifest(
-        schema_version=SCHEMA_VERSION,
+        schema_version=PACKED_SCHEMA,
         name=plan.config.name,
         source_counts=plan.source_counts,
         counts={split: len(vehicles) for split, vehicles in per_split.items()},
@@ -106,32 +85,7 @@ def finish_shard_set(
         packing=content_settings(plan.config),
         plan_digest=plan.digest,
     ).sealed()
-    _publish(manifest, data, staging_folder(plan, target), target, overwrite)
-    return manifest
-
-
-def _publish(manifest: Manifest, index: bytes, staging: Location, target: Location, overwrite: bool) -> None:
-    storage.write_bytes_atomic(staging.child(INDEX_NAME), index)
-    sizes = storage.list_sizes(staging)
-    for shard in manifest.shards:
-        if sizes.get(shard.name) != shard.size:
-            raise ValueError(
-                f"{staging.uri}/{shard.name} has {sizes.get(shard.name)} bytes, expected {shard.size}:"
-                " the folder must be on storage that all packing processes share"
-            )
-    if target.is_local:
-        storage.write_bytes_atomic(staging.child(MANIFEST_NAME), manifest_to_json(manifest))
-        _move(staging, target, overwrite)
-    else:
-        storage.write_bytes_atomic(target.child(MANIFEST_NAME), manifest_to_json(manifest))
-        storage.delete_tree(target.child(PARTS_FOLDER))
-
-
-def _move(staging: Location, target: Location, overwrite: bool) -> None:
-    storage.delete_tree(staging.child(PARTS_FOLDER))
-    if overwrite and storage.exists(target.child(MANIFEST_NAME)):
-        storage.delete_tree(target)
-    storage.rename_into_place(staging.local_path, target.local_path)
+    return manifest, data
 
 
 def refuse_too_many_bad(skipped: Sequence[SkippedSample], plan: PackPlan) -> None:
@@ -182,52 +136,25 @@ def pack_shards(
     Raises:
         ValueError: bad input (see `plan_shards`), too many bad images, or another set at `uri` without `overwrite`.
     """
-    target = storage.open_location(uri)
     plan = plan_shards(records, config or PackConfig())
-    present = _set_at(target)
-    if isinstance(present, Manifest) and present.plan_digest == plan.digest and present.name == plan.config.name:
-        logger.info("%s holds this data set already (%s)", target.uri, present.hash[:16])
-        return present
-    if isinstance(present, str):
-        raise ValueError(f"{target.uri} holds {present}: choose another folder, or empty this one")
-    if present is not None and not overwrite:
-        raise ValueError(
-            f"{target.uri} holds another shard set ({present.name}, {present.hash[:16]}):"
-            " choose another folder, or ask for overwrite"
+
+    def write(staging: Location) -> tuple[Manifest, bytes]:
+        sizes: Counter[str] = Counter(task.split for task in plan.tasks)
+        logger.info(
+            "packing %s: %d images = %s",
+            plan.config.name,
+            plan.num_images,
+            " + ".join(f"{plan.source_counts[split]} {split} in {sizes[split]} shards" for split in plan.source_counts),
         )
-    sizes: Counter[str] = Counter(task.split for task in plan.tasks)
-    logger.info(
-        "packing %s: %d images = %s",
-        plan.config.name,
-        plan.num_images,
-        " + ".join(f"{plan.source_counts[split]} {split} in {sizes[split]} shards" for split in plan.source_counts),
-    )
-    if not target.is_local and present is not None:
-        storage.delete_tree(target.child(MANIFEST_NAME))
-    staging = staging_folder(plan, target)
-    finished = _set_at(staging) if target.is_local else None
-    if isinstance(finished, Manifest):  # the last run died just before the rename
-        _move(staging, target, overwrite)
-        return finished
-    results: list[ShardResult] = []
-    skipped: list[SkippedSample] = []
-    for result in run_tasks(plan.tasks, staging, plan.config):
-        results.append(result)
-        skipped.extend(result.skipped)
-        refuse_too_many_bad(skipped, plan)
-        if progress is not None:
-            progress(len(results), len(plan.tasks), result)
-    return finish_shard_set(plan, results, target, overwrite=overwrite)
+        results: list[ShardResult] = []
+        skipped: list[SkippedSample] = []
+        for result in run_tasks(plan.tasks, staging, plan.config):
+            results.append(result)
+            skipped.extend(result.skipped)
+            refuse_too_many_bad(skipped, plan)
+            if progress is not None:
+                progress(len(results), len(plan.tasks), result)
+        return join_results(plan, results)
 
-
-def _set_at(target: Location) -> Manifest | str | None:
-    """The shard set at a folder, a description of what else is there, or None: free."""
-    names = storage.list_names(target)
-    if MANIFEST_NAME in names:
-        try:
-            return manifest_from_json(storage.read_bytes(target.child(MANIFEST_NAME)), target.child(MANIFEST_NAME).uri)
-        except ValueError as error:
-            return f"a damaged shard set ({error})"
-    if not names or (not target.is_local and PARTS_FOLDER in names):
-        return None
-    return f"{len(names)} other files"
+    target = storage.open_location(uri)
+    return build_set(target, name=plan.config.name, digest=plan.digest, write=write, overwrite=overwrite)

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from reid.contracts import Batch
 from reid.data.decode import UnreadableImageError, decode_image, decode_mask
+from reid.data.index import Index
 from reid.data.loader import LoadedBatch, LoaderConfig, LoadRequest, OrderedLoader, SkippedImage
-from reid.data.manifest import Index
 from reid.data.plan import (
     Exposure,
     IdentityTable,

@@ -15,25 +15,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
 from reid import storage
 from reid.data.decode import UnreadableImageError, decode_image, decode_mask
-from reid.data.manifest import MANIFEST_NAME, Index, Manifest, ShardInfo, index_from_parquet, manifest_from_json
-from reid.data.shard_plan import KEY_PATTERN
+from reid.data.index import Index, index_from_parquet
+from reid.data.manifest import MANIFEST_NAME, Manifest, ShardInfo, manifest_from_json
 from reid.data.shard_set import ShardSet
+from reid.data.tar import IMAGE_ENDINGS, Member, Note, collect_samples, image_of
 from reid.storage import Location
-
-IMAGE_ENDINGS: Final = ("jpg", "jpeg", "png", "bmp", "webp")
-SAFE_ENDINGS: Final = (*IMAGE_ENDINGS, "json", "mask.png", "boxes.json")
-"""What may follow the key of a member; readers run code for `.pyd`, `.pkl`, `.pickle`, `.pth` and others."""
-_BLOCK: Final = 512
-_KINDS: Final = {
-    b"1": "hard link", b"2": "symbolic link", b"3": "device", b"4": "device", b"5": "folder", b"6": "pipe",
-    b"x": "extended header", b"g": "extended header", b"K": "long link",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,18 +64,6 @@ class VerifyReport:
     def counts(self) -> Counter[str]:
         """Problems by kind."""
         return Counter(problem.kind for problem in self.problems)
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One file in a tar."""
-
-    name: str
-    kind: str
-    """"file", or what else it is."""
-    offset: int
-    """Of the first data byte."""
-    size: int
 
 
 def verify_shards(
@@ -194,10 +174,10 @@ def _verify_shard(
         note("bad_tar", "empty file")
         return 0
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        samples = _collect_samples(content, note)
+        samples = collect_samples(content, note)
         for key, parts in samples.items():
             _verify_sample(key, parts, content, decode, note)
-        images = {key: image for key, parts in samples.items() if (image := _image_of(parts)) is not None}
+        images = {key: image for key, parts in samples.items() if (image := image_of(parts)) is not None}
         if len(images) != info.count:
             note("wrong_count", f"{len(images)} images, manifest {info.count}")
         if index is not None:
@@ -205,41 +185,8 @@ def _verify_shard(
     return len(images)
 
 
-Note = Callable[[str, str], None]
-
-
-def _collect_samples(content: Any, note: Note) -> dict[str, dict[str, Member]]:
-    """Key -> ending -> member, of everything that is safe to look at."""
-    samples: dict[str, dict[str, Member]] = {}
-    previous = ""
-    try:
-        for member in walk_tar(content):
-            key, _, ending = member.name.partition(".")
-            if member.kind != "file":
-                note("unsafe_member", f"{member.name!r} is a {member.kind}")
-            elif KEY_PATTERN.fullmatch(key) is None:
-                kind = "unsafe_member" if "/" in member.name or "\\" in member.name else "bad_name"
-                note(kind, f"{member.name!r} is not a key of letters, digits, _ and - with an ending")
-            elif ending.lower() not in SAFE_ENDINGS:
-                note("unsafe_member", f"{member.name!r}: ending {ending!r} is not one of {', '.join(SAFE_ENDINGS)}")
-            elif ending in samples.setdefault(key, {}):
-                note("duplicate_key", f"member {member.name!r} is there twice")
-            else:
-                if samples[key] and key != previous:
-                    note("duplicate_key", f"the members of {key!r} are apart: stream readers see two samples")
-                samples[key][ending] = member
-                previous = key
-    except ValueError as error:
-        note("bad_tar", str(error))
-    return samples
-
-
-def _image_of(parts: dict[str, Member]) -> Member | None:
-    return next((parts[ending] for ending in IMAGE_ENDINGS if ending in parts), None)
-
-
 def _verify_sample(key: str, parts: dict[str, Member], content: Any, decode: bool, note: Note) -> None:
-    image = _image_of(parts)
+    image = image_of(parts)
     if image is None or "json" not in parts:
         note("missing_part", f"sample {key!r} has only {', '.join(sorted(parts))}")
         return
@@ -293,45 +240,3 @@ def _verify_metadata(key: str, data: bytes, vehicle_id: str, note: Note) -> None
 
 def _data(content: Any, member: Member) -> bytes:
     return bytes(content[member.offset : member.offset + member.size])
-
-
-def walk_tar(content: Any) -> Iterator[Member]:
-    """The members of a tar in memory, in order: POSIX headers, and GNU's for names above 100 characters.
-
-    Stricter than `tarfile`, which takes a damaged header for the end of the archive: checksums, sizes, and two empty
-    blocks at the end with nothing but zeros behind them are required.
-
-    Raises:
-        ValueError: with the byte position, after the members before it were yielded.
-    """
-    position, long_name = 0, None
-    while True:
-        header = bytes(content[position : position + _BLOCK])
-        if len(header) < _BLOCK:
-            raise ValueError(f"cut at byte {len(content)}: no end of archive")
-        if header == bytes(_BLOCK):
-            break
-        try:
-            checksum = int(header[148:156].rstrip(b"\0 "), 8)
-            size = int(header[124:136].rstrip(b"\0 "), 8)
-        except ValueError:
-            raise ValueError(f"no tar header at byte {position}") from None
-        if checksum != sum(header[:148]) + 8 * 32 + sum(header[156:]):
-            raise ValueError(f"tar header at byte {position} has a wrong checksum")
-        start, kind = position + _BLOCK, header[156:157]
-        position = start + size + -size % _BLOCK
-        if start + size > len(content):
-            raise ValueError(f"cut at byte {len(content)}: the member at {start - _BLOCK} has {size} bytes")
-        if kind == b"L":
-            long_name = bytes(content[start : start + size]).rstrip(b"\0")
-            continue
-        prefix = header[345:500].partition(b"\0")[0] if header[257:263] == b"ustar\0" else b""
-        short_name = (prefix + b"/" if prefix else b"") + header[:100].partition(b"\0")[0]
-        name = (short_name if long_name is None else long_name).decode("utf-8", errors="backslashreplace")
-        long_name = None
-        yield Member(
-            name, "file" if kind in {b"0", b"\0"} else _KINDS.get(kind, f"member of type {kind!r}"), start, size
-        )
-    rest = bytes(content[position:])
-    if len(rest) < 2 * _BLOCK or rest.strip(b"\0"):
-        raise ValueError(f"the archive ends at byte {position} of {len(content)}, not with two or more empty blocks")

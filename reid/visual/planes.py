@@ -1,4 +1,4 @@
-"""Planes, keypoints and masks over an image: what the network is told about the vehicle's pose."""
+"""Planes and keypoints over an image: what the network is told about the vehicle's pose."""
 
 from __future__ import annotations
 
@@ -81,22 +81,6 @@ def draw_keypoints(image: Image, keypoints: NDArray[np.floating], *, tile_size: 
     check_image(image)
     canvas, scale = _enlarged(image, tile_size)
     _draw_points(canvas, keypoints, scale)
-    return canvas
-
-
-def draw_mask(image: Image, mask: NDArray[np.uint8], colour: Colour = (36, 132, 222)) -> Image:
-    """The image with the background darkened and the mask's (H, W) 0/1 edge drawn.
-
-    Raises:
-        ValueError: If the sizes differ.
-    """
-    check_image(image)
-    if mask.shape != image.shape[:2]:
-        raise ValueError(f"expected a mask of the image's size {image.shape[:2]}, got {mask.shape}")
-    inside = (mask > 0).astype(np.uint8)
-    canvas: Image = np.where(inside[..., None] > 0, image, (image * 0.35).astype(np.uint8))
-    contours, _ = cv2.findContours(inside, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(canvas, contours, -1, colour, max(1, round(max(mask.shape) / 200)), cv2.LINE_AA)
     return canvas
 
 

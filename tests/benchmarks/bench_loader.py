@@ -25,7 +25,7 @@ import torchvision.transforms as T
 from PIL import Image
 from torch.utils.data import default_collate
 
-from reid.data.manifest import Index, IndexRow, index_from_rows
+from reid.data.index import Index, IndexRow, index_from_rows
 from reid.data.plan import PlanConfig
 from reid.data.stream import LoaderConfig, TrainStream
 from reid.data.transforms import TransformConfig

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from reid.data.manifest import Index, IndexRow, index_from_rows
+from reid.data.index import Index, IndexRow, index_from_rows
 
 
 class MemorySource:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,17 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reid.data.index import Index, IndexRow, concatenate_indexes, index_from_parquet, index_from_rows, index_to_parquet
 from reid.data.manifest import (
-    Index,
+    Addition,
     IndexInfo,
-    IndexRow,
     Manifest,
     ShardInfo,
     SkippedSample,
-    concatenate_indexes,
-    index_from_parquet,
-    index_from_rows,
-    index_to_parquet,
     manifest_from_json,
     manifest_to_json,
 )
@@ -61,9 +58,22 @@ def make_index() -> Index:
     )
 
 
+def make_enriched_index() -> Index:
+    keypoints = np.ones((20, 3), dtype=np.float32)
+    scores = np.linspace(0, 1, 20, dtype=np.float32)
+    boxes = np.array([[0, 0, 0.5, 0.25], [0.25, 0.5, 0.75, 1]], dtype=np.float32)
+    return index_from_rows(
+        [
+            IndexRow(key="a", split="train", vehicle_id="1", keypoints=keypoints, keypoint_scores=scores),
+            IndexRow(key="b", split="train", vehicle_id="2", boxes=boxes, flags=("coarse-masks:foreground_small",)),
+        ]
+    )
+
+
 def assert_same_index(actual: Index, expected: Index) -> None:
-    for name in Index.__slots__:
-        left, right = getattr(actual, name), getattr(expected, name)
+    assert actual.columns().keys() == expected.columns().keys()
+    for name, right in expected.columns().items():
+        left = getattr(actual, name)
         assert left.dtype == right.dtype, name
         np.testing.assert_array_equal(left, right, err_msg=name)
 
@@ -95,8 +105,8 @@ def test_the_hash_depends_on_the_content_and_not_on_the_parquet_writer_or_the_pl
 
 
 def test_a_manifest_of_a_newer_schema_is_refused_by_its_number() -> None:
-    content = json.loads(manifest_to_json(make_manifest())) | {"schema_version": 2}
-    with pytest.raises(ValueError, match="schema 2, this program reads schema 1"):
+    content = json.loads(manifest_to_json(make_manifest())) | {"schema_version": 3}
+    with pytest.raises(ValueError, match="schema 3, this program reads schema 1 and 2"):
         manifest_from_json(json.dumps(content).encode(), "m.json")
 
 
@@ -106,8 +116,9 @@ def test_what_is_no_manifest_is_refused_with_its_place(data: bytes) -> None:
         manifest_from_json(data, "s3://bucket/m.json")
 
 
-def test_an_index_survives_parquet_with_types_and_notes() -> None:
-    expected = make_index()
+@pytest.mark.parametrize("make", [make_index, make_enriched_index])
+def test_an_index_survives_parquet_with_types_and_notes(make: Callable[[], Index]) -> None:
+    expected = make()
     actual, notes = index_from_parquet(index_to_parquet(expected, {"made": "here"}), "index")
     assert_same_index(actual, expected)
     assert notes["made"] == "here"
@@ -136,6 +147,53 @@ def test_joining_parts_numbers_labels_over_all_of_them() -> None:
     assert joined.key.tolist() == ["a", "b", "c"]
 
 
+def test_joining_parts_gives_empty_values_to_those_without_an_optional_column() -> None:
+    enriched = make_enriched_index()
+    joined = concatenate_indexes([make_index(), enriched])
+    for name in ("keypoint_scores", "boxes"):
+        values = joined.columns()[name]
+        assert (values[:6] == 0).all()
+        np.testing.assert_array_equal(values[6:], enriched.columns()[name])
+    assert joined.flags is not None
+    assert joined.flags.tolist() == [()] * 7 + [("coarse-masks:foreground_small",)]
+    assert concatenate_indexes([make_index()]).boxes is None
+
+
+def test_rows_and_parts_of_an_index_are_what_it_was_made_of() -> None:
+    for index in (make_index(), make_enriched_index()):
+        assert_same_index(concatenate_indexes([index.take(np.array([0])), index.take(np.arange(1, len(index)))]), index)
+        again = index_from_rows([index.row(number) for number in range(len(index))])
+        assert_same_index(again, index)
+
+
+def test_boxes_of_different_numbers_of_parts_are_refused() -> None:
+    rows = [
+        IndexRow(key=str(parts), split="train", vehicle_id="1", boxes=np.zeros((parts, 4), np.float32))
+        for parts in (2, 3)
+    ]
+    with pytest.raises(ValueError, match=r"\[\(2, 4\), \(3, 4\)\]"):
+        index_from_rows(rows)
+
+
+def test_a_manifest_tells_what_was_added_from_schema_2_on() -> None:
+    addition = Addition(
+        name="coarse-masks",
+        version="1",
+        settings={},
+        source_hash="4" * 64,
+        members={"mask.png": 2},
+        problems={},
+        means={},
+    )
+    manifest = make_manifest(schema_version=2, additions=(addition,))
+    assert manifest_from_json(manifest_to_json(manifest), "m.json").additions == (addition,)
+    other = addition.model_copy(update={"version": "2"})
+    assert make_manifest(schema_version=2, additions=(other,)).hash != manifest.hash
+    smuggled = json.loads(manifest_to_json(make_manifest())) | {"additions": []}
+    with pytest.raises(ValueError, match="written by another program or changed"):
+        manifest_from_json(json.dumps(smuggled, sort_keys=True, indent=1).encode() + b"\n", "m.json")
+
+
 def test_rows_of_a_subset_include_images_that_are_in_every_subset() -> None:
     index = make_index()
     assert index.rows("gallery").tolist() == [3, 4, 5]
@@ -161,19 +219,19 @@ def test_codes_agree_with_equality_of_ids(images: list[tuple[Any, str]]) -> None
 
 
 def test_every_column_counts_in_the_content_hash() -> None:
-    index = make_index()
+    index = concatenate_indexes([make_index(), make_enriched_index()])
     expected = index.content_sha256()
-    for name in Index.__slots__:
-        columns = {other: getattr(index, other) for other in Index.__slots__}
-        changed = columns[name].copy()
+    assert index.columns().keys() == set(Index.__slots__)
+    for name, values in index.columns().items():
+        changed = values.copy()
         match changed.dtype.kind:
             case "O":
-                changed[0] = ("x",) if name == "subsets" else "x"
+                changed[0] = ("x",) if name in {"subsets", "flags"} else "x"
             case "b":
                 changed[0] = not changed[0]
             case _:
                 changed.reshape(-1)[0] += 1
-        assert Index(**(columns | {name: changed})).content_sha256() != expected, name
+        assert Index(**(index.columns() | {name: changed})).content_sha256() != expected, name
 
 
 def test_a_file_without_the_columns_is_refused() -> None:

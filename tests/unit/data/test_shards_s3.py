@@ -15,12 +15,16 @@ from pyarrow import fs
 
 from reid import storage
 from reid.contracts import Record
+from reid.data.additions import Enrichment
 from reid.data.cache import CacheConfig
+from reid.data.enriched_shard import EnrichTask, enrich_shard
+from reid.data.enrichment import enrich_shards
 from reid.data.manifest import MANIFEST_NAME
 from reid.data.shard_set import open_shards
 from reid.data.shards import PackConfig, ShardResult, ShardTask, pack_shards, write_shard
 from reid.data.verify import verify_shards
 from reid.storage import Location, RetryCounter, RetryPolicy
+from tests.unit.data.enrichments import Painted
 from tests.unit.data.raw_images import SMALL, draw_records
 
 FAST = RetryPolicy(base_seconds=0.001)
@@ -137,6 +141,36 @@ def test_an_interrupted_upload_is_no_set_and_continues(uri: str, gate: Gate, rec
     pack_shards(records, uri, SMALL, progress=lambda _, __, result: kept.append(result.kept))
     assert kept == [True, True, False, False, False]
     assert verify_shards(uri, decode=True).passed
+
+
+def test_enriching_on_s3_gives_the_local_set_and_continues(
+    tmp_path: Path, uri: str, gate: Gate, records: list[Record]
+) -> None:
+    pack_shards(records, tmp_path / "source", SMALL)
+    pack_shards(records, f"{uri}/source", SMALL)
+    expected = enrich_shards(tmp_path / "source", tmp_path / "target", Painted())
+
+    def die_after_two(tasks: Sequence[EnrichTask], folder: Location, enrichment: Enrichment) -> Iterator[ShardResult]:
+        for task in tasks[:2]:
+            yield enrich_shard(task, folder, enrichment)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        enrich_shards(f"{uri}/source", f"{uri}/target", Painted(), run_tasks=die_after_two)
+    with pytest.raises(ValueError, match="is not a shard set"):
+        open_shards(f"{uri}/target")
+    kept: list[bool] = []
+    actual = enrich_shards(
+        f"{uri}/source", f"{uri}/target", Painted(), progress=lambda _, __, result: kept.append(result.kept)
+    )
+    assert kept == [True, True, False, False, False]
+    assert actual == expected
+    assert verify_shards(f"{uri}/target", decode=True).passed
+    assert storage.list_names(storage.open_location(f"{uri}/target")) == sorted(
+        path.name for path in (tmp_path / "target").iterdir()
+    )
+    with pytest.raises(ValueError, match="is the source or inside it"):
+        enrich_shards(f"{uri}/source", f"{uri}/source/", Painted(), overwrite=True)
 
 
 def test_another_set_on_s3_is_replaced_only_when_asked(uri: str, records: list[Record]) -> None:

@@ -15,7 +15,8 @@ import pytest
 from reid.data.manifest import INDEX_NAME, MANIFEST_NAME, manifest_from_json, manifest_to_json
 from reid.data.shard_set import open_shards
 from reid.data.shards import pack_shards
-from reid.data.verify import VerifyReport, verify_shards, walk_tar
+from reid.data.tar import walk_tar
+from reid.data.verify import VerifyReport, verify_shards
 from tests.unit.data.raw_images import SMALL, draw_records, encoded_noise
 
 SHARD = "train-000000.tar"

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from reid.visual.curves import draw_curves
+from reid.visual.masks import PART_COLOURS, MaskedImage, draw_boxes, draw_mask, masks_picture
 from reid.visual.mosaic import BLUE, GREEN, GREY, PAPER, RED, column, encode_jpeg, fit_tile, row, save_picture
-from reid.visual.planes import PLANE_COLOURS, draw_keypoints, draw_mask, draw_planes, planes_picture
+from reid.visual.planes import PLANE_COLOURS, draw_keypoints, draw_planes, planes_picture
 from reid.visual.rank_lists import rank_list_picture, rank_lists_sheet
 
 
@@ -106,6 +107,26 @@ def test_the_background_of_a_mask_is_darkened():
     assert tuple(drawn[2, 2]) == (42, 42, 42)
 
 
+def test_part_boxes_are_drawn_where_their_shares_say():
+    boxes = np.array([[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1]], np.float32)
+    drawn = draw_boxes(image(), boxes)
+    for corner, colour in zip([(0, 0), (19, 29), (20, 30), (39, 59)], np.repeat(PART_COLOURS[:2], 2, 0), strict=True):
+        assert tuple(drawn[corner]) == tuple(colour)
+    assert tuple(drawn[10, 10]) == (120, 120, 120)
+    assert tuple(drawn[30, 10]) == (120, 120, 120)
+
+
+def test_a_mosaic_of_masks_frames_the_fallbacks():
+    mask = np.zeros((40, 60), np.uint8)
+    mask[10:30, 10:50] = 1
+    plain = MaskedImage(image=image(), mask=mask, boxes=np.array([[0, 0, 0.5, 0.5]], np.float32), caption="a")
+    flagged = MaskedImage(image=image(90, 30), mask=None, flagged=True)
+    picture = masks_picture([plain] * 7 + [flagged], columns=4, tile_size=100)
+    assert picture.shape == (2 * (100 + 6 + 22) + 6 + 12, 4 * 106 + 3 * 6 + 12, 3)
+    assert share_of(picture, RED) > 0
+    assert share_of(masks_picture([plain] * 8, columns=4, tile_size=100), RED) == 0
+
+
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
@@ -113,6 +134,8 @@ def test_the_background_of_a_mask_is_darkened():
         (lambda: draw_keypoints(image(), np.ones((19, 3))), r"keypoints \(20, 3\), got \(19, 3\)"),
         (lambda: draw_mask(image(), np.ones((4, 4), np.uint8)), r"size \(40, 60\), got \(4, 4\)"),
         (lambda: fit_tile(np.zeros((4, 4), np.uint8), 8), r"\(H, W, 3\) and type uint8, got \(4, 4\)"),
+        (lambda: draw_boxes(image(), np.ones((2, 5))), r"boxes of shape \(K, 4\), got \(2, 5\)"),
+        (lambda: masks_picture([]), "at least one image with a mask"),
         (lambda: planes_picture([]), "at least one image"),
         (lambda: rank_lists_sheet([]), "at least one rank list"),
     ],

@@ -1,0 +1,90 @@
+"""Enriching on Ray: the same set as without it, data errors that arrive as they are, and the job's exit codes."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.precompute import run_on_ray
+from jobs import add_masks
+from reid.contracts import DataError
+from reid.data.enrichment import enrich_shards
+from reid.data.shard_set import open_shards
+from reid.data.shards import pack_shards
+from reid.data.verify import verify_shards
+from tests.unit.data.enrichments import Painted
+from tests.unit.data.raw_images import SMALL, draw_records
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_enriching_on_ray_gives_the_same_set_as_enriching_alone(tmp_path: Path) -> None:
+    records = draw_records(tmp_path / "raw", {"train": [3] * 12, "query": [1] * 4, "gallery": [2] * 4})
+    pack_shards(records, tmp_path / "source", SMALL.model_copy(update={"min_train_shards": 8}))
+    expected = enrich_shards(tmp_path / "source", tmp_path / "alone", Painted())
+    done: list[int] = []
+    actual = enrich_shards(
+        tmp_path / "source",
+        tmp_path / "ray",
+        Painted(),
+        run_tasks=run_on_ray,
+        progress=lambda number, total, _: done.append(number),
+    )
+    assert actual == expected
+    assert done == sorted(done)
+    assert (len(done), done[-1]) == (10, 48)
+    for path in (tmp_path / "alone").iterdir():
+        assert path.read_bytes() == (tmp_path / "ray" / path.name).read_bytes()
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_a_damaged_source_stops_enriching_on_ray_as_a_data_error(tmp_path: Path) -> None:
+    pack_shards(draw_records(tmp_path / "raw"), tmp_path / "source", SMALL)
+    tar = tmp_path / "source" / "train-000001.tar"
+    data = bytearray(tar.read_bytes())
+    data[700] ^= 1
+    tar.write_bytes(data)
+    with pytest.raises(DataError, match=r"train-000001\.tar is damaged"):
+        enrich_shards(tmp_path / "source", tmp_path / "target", Painted(), run_tasks=run_on_ray)
+    assert not (tmp_path / "target").exists()
+
+
+@pytest.fixture
+def own_signals() -> Iterator[None]:
+    """What the job does on SIGTERM ends with the test."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("own_signals")
+def test_the_job_adds_masks_draws_them_and_tells_its_ends_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pack_shards(draw_records(tmp_path / "raw"), tmp_path / "source", SMALL)
+
+    def run(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["add_masks.py", "--coarse", "--no-ray", *arguments])
+        return add_masks.main()
+
+    target, picture = str(tmp_path / "target"), tmp_path / "masks.png"
+    settings = ["size=32", "padding=4", "iterations=2"]
+    assert run(str(tmp_path / "source"), target, *settings, "--pictures", str(picture)) == 0
+    printed = capsys.readouterr().out
+    assert "15 (15 now, " in printed
+    assert "15 mask.png" in printed
+    assert picture.stat().st_size > 1000
+    assert verify_shards(target, decode=True).passed
+    assert (open_shards(target).index.mask_size > 0).all()
+    assert run(str(tmp_path / "source"), target, *settings) == 0
+    assert "15 (all there before)" in capsys.readouterr().out
+    assert run(str(tmp_path / "source"), target, "size=48") == 2
+    assert run(str(tmp_path / "source"), target, "sise=48") == 2
+    assert run(str(tmp_path / "source"), str(tmp_path / "source")) == 2
+    assert run(str(tmp_path / "source"), target, "--pictures", "masks.gif") == 2
+    assert run(str(tmp_path / "nowhere"), target) == 3
