@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 
 def gaussian_map(x: float, y: float, height: int, width: int, stride: int, sigma: float) -> NDArray[np.float64]:
-    """One Gaussian at image point (x, y) on a map whose cell (i, j) has its centre at pixel ((j + 0.5) stride - 0.5)."""
+    """One Gaussian at image point (x, y); column j of the map has its centre at image x = (j + 0.5) stride - 0.5."""
     target = np.zeros((height, width))
     for i in range(height):
         for j in range(width):
@@ -47,9 +48,9 @@ def quarter_peak(heat: NDArray) -> tuple[float, float, float]:
     i, j = best
     x, y = float(j), float(i)
     if 0 < j < columns - 1:
-        x += 0.25 * ((heat[i, j + 1] > heat[i, j - 1]) - (heat[i, j + 1] < heat[i, j - 1]))
+        x += 0.25 * (int(heat[i, j + 1] > heat[i, j - 1]) - int(heat[i, j + 1] < heat[i, j - 1]))
     if 0 < i < rows - 1:
-        y += 0.25 * ((heat[i + 1, j] > heat[i - 1, j]) - (heat[i + 1, j] < heat[i - 1, j]))
+        y += 0.25 * (int(heat[i + 1, j] > heat[i - 1, j]) - int(heat[i + 1, j] < heat[i - 1, j]))
     return x, y, float(heat[best])
 
 
@@ -58,7 +59,7 @@ def best_threshold(scores: NDArray, visible: NDArray, default: float) -> float:
     if not visible.any():
         return default
     values = sorted({*(float(s) for s in scores)})
-    edges = [values[0] - 1e-6, *((a + b) / 2 for a, b in zip(values[:-1], values[1:], strict=True))]
+    edges = [values[0] - 1e-6, *((a + b) / 2 for a, b in itertools.pairwise(values))]
     best = (-1.0, 0.0, default)
     for edge in edges:
         shown = scores > edge

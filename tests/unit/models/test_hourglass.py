@@ -41,7 +41,9 @@ def test_a_later_stack_refines_an_earlier_one_and_never_the_other_way_round() ->
     torch.manual_seed(0)
     model = Hourglass(SMALL)
     model(torch.randint(0, 256, (2, 3, 32, 32))).maps[:, 0].square().sum().backward()
-    assert not any(parameter.grad.any() for parameter in model.hourglasses[1].parameters() if parameter.grad is not None)
+    assert not any(
+        parameter.grad.any() for parameter in model.hourglasses[1].parameters() if parameter.grad is not None
+    )
     assert any(parameter.grad is not None and parameter.grad.any() for parameter in model.hourglasses[0].parameters())
 
 
