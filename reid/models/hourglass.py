@@ -23,6 +23,9 @@ from reid.models.ppt import IMAGENET_MEAN, IMAGENET_STANDARD_DEVIATION
 STEM_STRIDE: Final = 4
 """The stem's convolution and its pooling halve the image once each: 256 -> 64."""
 _STEM_KERNEL: Final = 7
+_HEAT_MAP_DEVIATION: Final = 1e-3
+"""Of the last convolutions' first weights: maps begin near zero (Xiao et al., ECCV 2018), instead of as noise whose
+removal takes the first hundred steps."""
 
 
 class HourglassConfig(Settings):
@@ -69,6 +72,10 @@ class Hourglass(nn.Module):
         self.heat_maps = nn.ModuleList(nn.Conv2d(channels, NUM_KEYPOINTS, 1) for _ in stacks)
         self.features_back = nn.ModuleList(nn.Conv2d(channels, channels, 1) for _ in stacks[1:])
         self.heat_maps_back = nn.ModuleList(nn.Conv2d(NUM_KEYPOINTS, channels, 1) for _ in stacks[1:])
+        for layer in self.heat_maps:
+            assert isinstance(layer, nn.Conv2d) and layer.bias is not None
+            nn.init.normal_(layer.weight, std=_HEAT_MAP_DEVIATION)
+            nn.init.zeros_(layer.bias)
         # Not in the state dict: constants of the pixel format, not weights.
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer(

@@ -92,7 +92,9 @@ def colour_jitter(
 def turn_and_scale(x: float, y: float, degrees: float, scale: float, size: Sequence[int]) -> tuple[float, float]:
     """A point of an image (height, width) turned clockwise (as seen, y down) and scaled about the image's middle."""
     middle = complex((size[1] - 1) / 2, (size[0] - 1) / 2)
-    turned = (complex(x, y) - middle) * scale * complex(math.cos(math.radians(degrees)), math.sin(math.radians(degrees)))
+    turned = (
+        (complex(x, y) - middle) * scale * complex(math.cos(math.radians(degrees)), math.sin(math.radians(degrees)))
+    )
     return (turned + middle).real, (turned + middle).imag
 
 

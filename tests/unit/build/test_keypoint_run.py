@@ -118,7 +118,13 @@ def test_evaluation_report_and_thresholds_of_a_checkpoint(trained: KeypointExper
         address = write_run_report(trained, folder, opened, "the plan")
         plan = describe_plan(trained, opened, device="cpu", resumed_from=None)
     page = Path(open_location(address).local_path).read_text()
-    for words in ("The worst images", "PCK@0.1", "annotated images", "Images from best to worst", "hourglass, 2 stacks"):
+    for words in (
+        "The worst images",
+        "PCK@0.1",
+        "annotated images",
+        "Images from best to worst",
+        "hourglass, 2 stacks",
+    ):
         assert words in page
     assert "annotated: 18 to train on + 6 of held-out vehicles" in plan
     assert "6 = 1 worker(s) x 6 images of 32x32" in plan
