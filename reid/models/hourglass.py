@@ -73,7 +73,8 @@ class Hourglass(nn.Module):
         self.features_back = nn.ModuleList(nn.Conv2d(channels, channels, 1) for _ in stacks[1:])
         self.heat_maps_back = nn.ModuleList(nn.Conv2d(NUM_KEYPOINTS, channels, 1) for _ in stacks[1:])
         for layer in self.heat_maps:
-            assert isinstance(layer, nn.Conv2d) and layer.bias is not None
+            assert isinstance(layer, nn.Conv2d)
+            assert layer.bias is not None
             nn.init.normal_(layer.weight, std=_HEAT_MAP_DEVIATION)
             nn.init.zeros_(layer.bias)
         # Not in the state dict: constants of the pixel format, not weights.

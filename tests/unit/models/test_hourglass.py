@@ -47,6 +47,12 @@ def test_a_later_stack_refines_an_earlier_one_and_never_the_other_way_round() ->
     assert any(parameter.grad is not None and parameter.grad.any() for parameter in model.hourglasses[0].parameters())
 
 
+def test_maps_begin_near_zero() -> None:
+    torch.manual_seed(0)
+    maps = Hourglass(SMALL)(torch.randint(0, 256, (2, 3, 32, 32))).maps
+    assert 0 < maps.abs().max() < 0.05
+
+
 def test_uint8_and_floating_images_give_the_same_maps() -> None:
     torch.manual_seed(0)
     model = Hourglass(SMALL).eval()
