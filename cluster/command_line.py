@@ -20,7 +20,7 @@ from ray.exceptions import RayError, RayTaskError
 from cluster.dry_run import dry_run
 from cluster.evaluation import EvaluationFailed
 from cluster.trainer import Resume, TrainingFailed, evaluate_run, train
-from reid.config import load_experiment, to_yaml
+from reid.config import AnyExperiment, Experiment, load_experiment, to_yaml
 from reid.contracts import DataError
 
 logger = logging.getLogger("reid")
@@ -30,11 +30,13 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM: handled like Ctrl-C, told apart by the exit code."""
 
 
-def run_training_job(description: str, argv: Sequence[str] | None = None) -> int:
+def run_training_job(
+    description: str, argv: Sequence[str] | None = None, kind: type[AnyExperiment] = Experiment
+) -> int:
     """Parses the command line, runs what it asks for and returns the exit code."""
     arguments = _parser(description).parse_intermixed_args(argv)
     set_up_logging(arguments.verbose)
-    return exit_code(lambda: _run(arguments))
+    return exit_code(lambda: _run(arguments, kind))
 
 
 def exit_code(work: Callable[[], None], interrupted: str = "--resume auto continues at the newest checkpoint") -> int:
@@ -72,8 +74,8 @@ def set_up_logging(verbose: bool = False) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
-def _run(arguments: argparse.Namespace) -> None:
-    experiment = load_experiment(arguments.config, arguments.overrides)
+def _run(arguments: argparse.Namespace, kind: type[AnyExperiment]) -> None:
+    experiment = load_experiment(arguments.config, arguments.overrides, kind)
     if arguments.print_config:
         sys.stdout.write(to_yaml(experiment))
     elif arguments.dry_run:

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+from numpy.typing import NDArray
 from ray.exceptions import RayTaskError
+from torch import nn
 
 from cluster.resources import (
     check_evaluation_resources,
@@ -27,13 +29,16 @@ from cluster.resources import (
 from cluster.trainer import with_absolute_addresses
 from reid.build.data import open_data, open_eval_stream, open_train_stream
 from reid.build.evaluation import evaluation_trials
+from reid.build.keypoint_evaluation import evaluation_rows, raw_sizes
 from reid.build.run_folder import open_run
 from reid.build.run_plan import describe_plan
 from reid.build.training import build_step
-from reid.config import Experiment
+from reid.config import AnyExperiment, Experiment, KeypointExperiment, experiment_of
 from reid.data.plan import lanes_of_worker
+from reid.data.shard_set import ShardSet
 from reid.evaluation.distances import cosine_distances
 from reid.evaluation.extract import extract_features
+from reid.evaluation.keypoint_prediction import predict_peaks
 from reid.evaluation.protocols import rows_of_trials
 from reid.models.ppt import PPT
 from reid.storage import delete_tree, write_bytes_atomic
@@ -49,12 +54,12 @@ class Trial:
     """What one worker's trial took."""
 
     step_seconds: float
-    images_per_second_embedded: float
+    images_per_second_evaluated: float
     memory_gigabytes: float
     loss: float
 
 
-def dry_run(experiment: Experiment) -> None:
+def dry_run(experiment: AnyExperiment) -> None:
     """Runs all checks and prints the plan with estimates.
 
     Raises:
@@ -65,7 +70,7 @@ def dry_run(experiment: Experiment) -> None:
     lanes_of_worker(experiment.data.plan, 0, experiment.cluster.num_workers)  # refuses a batch that cannot be shared
     folder = open_run(experiment)
     with open_data(experiment) as shards, ray_connection():
-        trials = evaluation_trials(experiment, shards)
+        images = len(_rows_to_evaluate(experiment, shards))
         check_training_resources(experiment.cluster)
         check_evaluation_resources(experiment.cluster)
         device = resolve_device(experiment.cluster)
@@ -79,8 +84,7 @@ def dry_run(experiment: Experiment) -> None:
         stream = open_train_stream(experiment, shards, 0, 1, torch.device("cpu"))
         steps = sum(stream.steps_in_epoch(epoch) for epoch in range(experiment.training.loop.epochs))
         stream.close()
-        images = len(rows_of_trials(trials))
-        evaluation_seconds = images / trial.images_per_second_embedded / experiment.cluster.evaluation_workers
+        evaluation_seconds = images / trial.images_per_second_evaluated / experiment.cluster.evaluation_workers
     logger.info(
         "training: %s steps x %.2f s = %s on this hardware; %.1f GB of %s memory a worker; first loss %.2f",
         f"{steps:,}", trial.step_seconds, _duration(steps * trial.step_seconds), trial.memory_gigabytes,
@@ -88,13 +92,13 @@ def dry_run(experiment: Experiment) -> None:
     )  # fmt: skip
     logger.info(
         "evaluation: %s images / %.0f images/s / %d worker(s) = %s, beside training",
-        f"{images:,}", trial.images_per_second_embedded, experiment.cluster.evaluation_workers,
+        f"{images:,}", trial.images_per_second_evaluated, experiment.cluster.evaluation_workers,
         _duration(evaluation_seconds),
     )  # fmt: skip
     logger.info("dry run passed: the run can start")
 
 
-def _try_on_cluster(experiment: Experiment, device: str) -> Trial:
+def _try_on_cluster(experiment: AnyExperiment, device: str) -> Trial:
     """A worker's trial, where the cluster has a worker's resources."""
     options = {"num_cpus": experiment.cluster.cpus_per_worker, "num_gpus": int(device == "cuda")}
     try:
@@ -106,7 +110,7 @@ def _try_on_cluster(experiment: Experiment, device: str) -> Trial:
 
 @ray.remote(max_retries=0)
 def _try_worker(experiment_json: dict[str, Any], device_name: str) -> Trial:
-    experiment = Experiment.model_validate(experiment_json)
+    experiment = experiment_of(experiment_json)
     device = torch.device(device_name)
     if device_name == "cpu":
         torch.set_num_threads(threads_for(experiment.cluster.cpus_per_worker))
@@ -123,21 +127,39 @@ def _try_worker(experiment_json: dict[str, Any], device_name: str) -> Trial:
             if number + 1 == STEPS + 1:
                 break
         stream.close()
-        model = step.bare_model.eval()
-        assert isinstance(model, PPT)
-        rows = rows_of_trials(evaluation_trials(experiment, shards))[:EVALUATION_IMAGES]
-        images = open_eval_stream(experiment, shards, rows, device)
+        rows = _rows_to_evaluate(experiment, shards)[:EVALUATION_IMAGES]
         began = time.perf_counter()
-        features, _ = extract_features(model.embed, images, device, precision=experiment.evaluation.precision)
-        embedded = len(features) / (time.perf_counter() - began)
-        images.close()
-        cosine_distances(features, features)
+        _try_evaluation(experiment, step.bare_model.eval(), shards, rows, device)
+        evaluated = len(rows) / (time.perf_counter() - began)
     if device_name == "cuda":
         memory = torch.cuda.max_memory_allocated() / 1e9
     else:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     # The first step pays for set-up.
-    return Trial(float(np.mean(seconds[1:] or seconds)), embedded, memory, loss)
+    return Trial(float(np.mean(seconds[1:] or seconds)), evaluated, memory, loss)
+
+
+def _rows_to_evaluate(experiment: AnyExperiment, shards: ShardSet) -> NDArray[np.int64]:
+    match experiment:
+        case KeypointExperiment():
+            return evaluation_rows(experiment, shards).all
+        case Experiment():
+            return rows_of_trials(evaluation_trials(experiment, shards))
+
+
+def _try_evaluation(
+    experiment: AnyExperiment, model: nn.Module, shards: ShardSet, rows: NDArray[np.int64], device: torch.device
+) -> None:
+    """What an evaluation does with images, done with a few."""
+    images = open_eval_stream(experiment, shards, rows, device)
+    precision = experiment.evaluation.precision
+    match model:
+        case PPT():
+            features, _ = extract_features(model.embed, images, device, precision=precision)
+            cosine_distances(features, features)
+        case _:
+            predict_peaks(model, images, raw_sizes(shards.index), device, precision=precision)
+    images.close()
 
 
 def _duration(seconds: float) -> str:

@@ -1,5 +1,7 @@
 """Evaluation workers: a checkpoint's images are embedded in slices and its queries ranked in blocks, as Ray tasks.
 
+A keypoint detector's images are slices likewise, of which each worker finds the peaks.
+
 A coordinating task (no CPU of its own) hands out slices; a worker that dies is replaced by Ray and only its slice
 repeated. Nothing here can harm the training that goes on beside it.
 """
@@ -25,10 +27,18 @@ from reid.build.evaluation import (
     evaluation_trials,
     load_trained_model,
 )
-from reid.config import Experiment
+from reid.build.keypoint_evaluation import (
+    conclude_keypoints,
+    evaluation_rows,
+    load_trained_detector,
+    predict_rows,
+)
+from reid.config import AnyExperiment, Experiment, KeypointExperiment, experiment_of
 from reid.contracts import Embeddings
+from reid.data.shard_set import ShardSet
 from reid.evaluation.distances import rank_blocks
 from reid.evaluation.extract import join_embeddings, select_embeddings
+from reid.evaluation.keypoint_prediction import PredictedPeaks, join_peaks
 from reid.evaluation.protocols import rows_of_trials
 from reid.evaluation.ranking import PositiveRanks
 from reid.storage import open_location
@@ -70,13 +80,13 @@ class PendingEvaluation:
         ray.cancel(self.reference, force=False, recursive=True)
 
 
-def start_evaluation(experiment: Experiment, checkpoint: str, name: str = "") -> PendingEvaluation:
+def start_evaluation(experiment: AnyExperiment, checkpoint: str, name: str = "") -> PendingEvaluation:
     """Begins the evaluation of a checkpoint folder on evaluation workers; returns at once."""
     reference = _coordinate.remote(experiment.model_dump(mode="json"), checkpoint, name or experiment.name)
     return PendingEvaluation(checkpoint=open_location(checkpoint).name, reference=reference)
 
 
-def evaluate_checkpoint(experiment: Experiment, checkpoint: str, name: str = "") -> Evaluation:
+def evaluate_checkpoint(experiment: AnyExperiment, checkpoint: str, name: str = "") -> Evaluation:
     """Evaluates a checkpoint folder on evaluation workers and waits for the result.
 
     Raises:
@@ -90,31 +100,60 @@ def evaluate_checkpoint(experiment: Experiment, checkpoint: str, name: str = "")
 @ray.remote(num_cpus=0, max_retries=2)
 def _coordinate(experiment_json: dict[str, Any], checkpoint: str, name: str) -> Evaluation:
     began = time.monotonic()
-    experiment = Experiment.model_validate(experiment_json)
+    experiment = experiment_of(experiment_json)
+    with open_data(experiment, verify="sizes") as shards:
+        match experiment:
+            case KeypointExperiment():
+                return _coordinate_detector(experiment, shards, checkpoint, name, began)
+            case Experiment():
+                return _coordinate_retrieval(experiment, shards, checkpoint, name, began)
+
+
+def _coordinate_retrieval(
+    experiment: Experiment, shards: ShardSet, checkpoint: str, name: str, began: float
+) -> Evaluation:
     options = evaluation_options(experiment.cluster)
     workers = experiment.cluster.evaluation_workers
-    with open_data(experiment, verify="sizes") as shards:
-        trials = evaluation_trials(experiment, shards)
-        slices = np.array_split(rows_of_trials(trials), workers)
-        embedded = [_embed.options(**options).remote(experiment_json, checkpoint, rows) for rows in slices if len(rows)]
-        # Workers may have to wait until training leaves them a CPU; the clock starts with the first finished slice.
-        ray.wait(embedded, num_returns=1)
-        deadline = time.monotonic() + experiment.cluster.evaluation_timeout_seconds
-        embeddings = join_embeddings(_get(embedded, deadline))
-        budget = max((experiment.evaluation.memory_budget_mb << 20) // workers, LEAST_BUDGET_BYTES)
-        ranks = []
-        for trial in trials:
-            gallery = ray.put(select_embeddings(embeddings, trial.gallery_rows))
-            blocks = [rows for rows in np.array_split(trial.query_rows, workers) if len(rows)]
-            ranked = [
-                _rank.options(**options).remote(select_embeddings(embeddings, rows), gallery, trial.remove_junk, budget)
-                for rows in blocks
-            ]
-            ranks.append(PositiveRanks.join(_get(ranked, deadline)))
-        trained = load_trained_model(open_location(checkpoint), torch.device("cpu"))
-        return conclude(
-            experiment, trained, shards, trials, ranks, embeddings, name=name, seconds=time.monotonic() - began
-        )
+    trials = evaluation_trials(experiment, shards)
+    embedded, deadline = _in_slices(_embed, experiment, checkpoint, rows_of_trials(trials))
+    embeddings = join_embeddings(embedded)
+    budget = max((experiment.evaluation.memory_budget_mb << 20) // workers, LEAST_BUDGET_BYTES)
+    ranks = []
+    for trial in trials:
+        gallery = ray.put(select_embeddings(embeddings, trial.gallery_rows))
+        blocks = [rows for rows in np.array_split(trial.query_rows, workers) if len(rows)]
+        ranked = [
+            _rank.options(**options).remote(select_embeddings(embeddings, rows), gallery, trial.remove_junk, budget)
+            for rows in blocks
+        ]
+        ranks.append(PositiveRanks.join(_get(ranked, deadline)))
+    trained = load_trained_model(open_location(checkpoint), torch.device("cpu"))
+    return conclude(experiment, trained, shards, trials, ranks, embeddings, name=name, seconds=time.monotonic() - began)
+
+
+def _coordinate_detector(
+    experiment: KeypointExperiment, shards: ShardSet, checkpoint: str, name: str, began: float
+) -> Evaluation:
+    rows = evaluation_rows(experiment, shards)
+    predicted, _ = _in_slices(_predict, experiment, checkpoint, rows.all)
+    trained = load_trained_detector(open_location(checkpoint), torch.device("cpu"))
+    return conclude_keypoints(
+        experiment, trained, shards, rows, join_peaks(predicted), name=name, seconds=time.monotonic() - began
+    )
+
+
+def _in_slices(
+    task: Any, experiment: AnyExperiment, checkpoint: str, rows: NDArray[np.int64]
+) -> tuple[list[Any], float]:
+    """What evaluation workers make of slices of rows, and the time at which the evaluation is given up."""
+    options = evaluation_options(experiment.cluster)
+    plain = experiment.model_dump(mode="json")
+    slices = np.array_split(rows, experiment.cluster.evaluation_workers)
+    references = [task.options(**options).remote(plain, checkpoint, part) for part in slices if len(part)]
+    # Workers may have to wait until training leaves them a CPU; the clock starts with the first finished slice.
+    ray.wait(references, num_returns=1)
+    deadline = time.monotonic() + experiment.cluster.evaluation_timeout_seconds
+    return _get(references, deadline), deadline
 
 
 def _get(references: list[Any], deadline: float) -> list[Any]:
@@ -131,10 +170,23 @@ def _get(references: list[Any], deadline: float) -> list[Any]:
 @ray.remote
 def _embed(experiment_json: dict[str, Any], checkpoint: str, rows: NDArray[np.int64]) -> Embeddings:
     experiment = Experiment.model_validate(experiment_json)
-    device = torch.device("cuda" if experiment.cluster.gpus_per_evaluation_worker else "cpu")
-    torch.set_num_threads(threads_for(experiment.cluster.cpus_per_evaluation_worker))
+    device = _prepare_worker(experiment)
     with open_data(experiment, verify="sizes") as shards:
         return embed_rows(experiment, load_trained_model(open_location(checkpoint), device), shards, rows, device)
+
+
+@ray.remote
+def _predict(experiment_json: dict[str, Any], checkpoint: str, rows: NDArray[np.int64]) -> PredictedPeaks:
+    experiment = KeypointExperiment.model_validate(experiment_json)
+    device = _prepare_worker(experiment)
+    with open_data(experiment, verify="sizes") as shards:
+        return predict_rows(experiment, load_trained_detector(open_location(checkpoint), device), shards, rows, device)
+
+
+def _prepare_worker(experiment: AnyExperiment) -> torch.device:
+    """The device of an evaluation worker, its threads set."""
+    torch.set_num_threads(threads_for(experiment.cluster.cpus_per_evaluation_worker))
+    return torch.device("cuda" if experiment.cluster.gpus_per_evaluation_worker else "cpu")
 
 
 @ray.remote

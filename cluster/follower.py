@@ -17,9 +17,9 @@ from typing import Any, Self
 from cluster.evaluation import EvaluationFailed, PendingEvaluation, start_evaluation
 from cluster.metrics import DriverMetrics, TensorBoardLog
 from reid.build.metrics_log import MetricsLog, read_metrics, row_key, write_merged_metrics
+from reid.build.results import Result, read_result
 from reid.build.run_folder import RunFolder
-from reid.config import Experiment
-from reid.evaluation.results import RetrievalResult
+from reid.config import AnyExperiment
 from reid.training.checkpoint import CheckpointStore
 from reid.training.run_lock import RunLock
 
@@ -36,7 +36,7 @@ TRIES = 2
 class RunFollower:
     """Follows a run in a thread for the time of a `with` block."""
 
-    def __init__(self, experiment: Experiment, folder: RunFolder, lock: RunLock, *, resumed_step: int = 0) -> None:
+    def __init__(self, experiment: AnyExperiment, folder: RunFolder, lock: RunLock, *, resumed_step: int = 0) -> None:
         """Nothing runs yet.
 
         Args:
@@ -80,7 +80,7 @@ class RunFollower:
         self._tensorboard.close()
         self._metrics.close()
 
-    def finish(self) -> list[RetrievalResult]:
+    def finish(self) -> list[Result]:
         """Waits for the evaluations still due and returns all results by rising step.
 
         Raises:
@@ -99,7 +99,7 @@ class RunFollower:
                 f" (see {self._folder.evaluations.uri})"
             )
         results = [self._folder.evaluation(name) for name in names]
-        return [RetrievalResult.from_json(result) for result in results if result]
+        return [read_result(self._experiment, result) for result in results if result]
 
     def _follow(self) -> None:
         seconds = POLL_SECONDS if self._folder.location.is_local else REMOTE_POLL_SECONDS
@@ -188,7 +188,7 @@ class RunFollower:
         if name in self._done or self._failures[name] >= TRIES:
             self._store.unpin(name, EVALUATION_PIN)
 
-    def _publish(self, name: str, result: RetrievalResult) -> None:
+    def _publish(self, name: str, result: Result) -> None:
         figures = result.figures()
         step = int(name.rsplit("-", 1)[-1])
         logger.info("evaluated %s: %s", name, ", ".join(f"{key} {100 * value:.1f}" for key, value in figures.items()))
@@ -196,11 +196,11 @@ class RunFollower:
         self._tensorboard.add(figures, step, "evaluation")
         self._tensorboard.flush()
         self._metrics.evaluation(figures)
-        if self._best is None or figures["mAP"] > self._best[0]:
+        if self._best is None or result.headline() > self._best[0]:
             self._store.pin(name, BEST_PIN)
             if self._best is not None:
                 self._store.unpin(self._best[1], BEST_PIN)
-            self._best = (figures["mAP"], name)
+            self._best = (result.headline(), name)
 
 
 def epoch_line(row: dict[str, Any], total_epochs: int) -> str:
@@ -218,6 +218,9 @@ def epoch_line(row: dict[str, Any], total_epochs: int) -> str:
     ]
     if anchors:
         parts.append(f"planes {'/'.join(anchors)}%")
+    peaks = [f"{value:.2f}" for key, value in row.items() if key.startswith("peak/")]
+    if peaks:
+        parts.append(f"peaks {'/'.join(peaks)}")
     if "learning_rate" in row:
         parts.append(f"lr {row['learning_rate']:.2e}")
     parts.append(f"{row.get('images_per_second', 0):.0f} images/s")

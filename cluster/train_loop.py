@@ -17,7 +17,7 @@ from cluster.wishes import WorkerWishes
 from reid.build.metrics_log import MetricsLog
 from reid.build.run_folder import open_run
 from reid.build.training import Training, build_training
-from reid.config import Experiment
+from reid.config import AnyExperiment, experiment_of
 from reid.contracts import EpochResult, IntervalResult
 from reid.storage import Location, exists
 
@@ -33,7 +33,7 @@ def train_worker(config: dict[str, Any]) -> None:
     Raises:
         ValueError: The run folder is not shared with the driver, or settings or data are wrong.
     """
-    experiment = Experiment.model_validate(config["experiment"])
+    experiment = experiment_of(config["experiment"])
     folder = open_run(experiment).location
     if not exists(folder.child("config.yaml")):
         raise ValueError(
@@ -51,7 +51,7 @@ def train_worker(config: dict[str, Any]) -> None:
         raise
 
 
-def _train(experiment: Experiment, folder: Location, rank: int, *, resume_anyway: bool) -> None:
+def _train(experiment: AnyExperiment, folder: Location, rank: int, *, resume_anyway: bool) -> None:
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         torch.set_num_threads(threads_for(experiment.cluster.cpus_per_worker))

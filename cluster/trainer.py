@@ -26,12 +26,12 @@ from cluster.run_marks import RefusalMark, StopMark
 from cluster.train_loop import train_worker
 from reid.build.data import open_data
 from reid.build.report import write_run_report
+from reid.build.results import Result, print_results
 from reid.build.run_folder import RunFolder, open_run
 from reid.build.run_plan import describe_plan
 from reid.build.training import describe_run
-from reid.config import Experiment, with_overrides
+from reid.config import AnyExperiment, SomeExperiment, with_overrides
 from reid.data.plan import lanes_of_worker
-from reid.evaluation.results import RetrievalResult, results_table
 from reid.storage import open_location
 from reid.training.checkpoint import CheckpointStore
 from reid.training.continuation import refuse_other_run
@@ -59,13 +59,13 @@ class TrainingFailed(RuntimeError):  # noqa: N818 - an outcome of a run, reporte
 class TrainingOutcome:
     """What a finished run leaves."""
 
-    results: tuple[RetrievalResult, ...]
+    results: tuple[Result, ...]
     """Evaluations by rising step."""
     report: str
     """Address of the report page."""
 
 
-def train(experiment: Experiment, resume: Resume = Resume.AUTO, *, resume_anyway: bool = False) -> TrainingOutcome:
+def train(experiment: AnyExperiment, resume: Resume = Resume.AUTO, *, resume_anyway: bool = False) -> TrainingOutcome:
     """Trains an experiment to its last epoch, or from its newest checkpoint on, and reports.
 
     Args:
@@ -106,7 +106,7 @@ def train(experiment: Experiment, resume: Resume = Resume.AUTO, *, resume_anyway
             _refuse_unfinished(experiment, folder)
             results = follower.finish()
         page = write_run_report(experiment, folder, shards, plan)
-        logger.info("\n%s\n", results_table(results[-1:]))
+        logger.info("\n%s\n", print_results(results[-1:]))
         logger.info("report: %s", page)
         return TrainingOutcome(results=tuple(results), report=page)
 
@@ -142,7 +142,7 @@ def _fit_stoppable(trainer: TorchTrainer, follower: RunFollower, folder: RunFold
         mark.remove()
 
 
-def _refuse_unfinished(experiment: Experiment, folder: RunFolder) -> None:
+def _refuse_unfinished(experiment: AnyExperiment, folder: RunFolder) -> None:
     """Raises when training ended without a fault before its last epoch: somebody has put the stop mark."""
     store = CheckpointStore(folder.checkpoints)
     name = store.newest()
@@ -189,7 +189,7 @@ def _said(causes: dict[int, BaseException]) -> dict[str, list[int]]:
     return said
 
 
-def with_absolute_addresses(experiment: Experiment) -> Experiment:
+def with_absolute_addresses(experiment: SomeExperiment) -> SomeExperiment:
     """The experiment with run folder and shards as every process of the cluster can find them.
 
     Raises:
@@ -207,7 +207,7 @@ def with_absolute_addresses(experiment: Experiment) -> Experiment:
     return with_overrides(experiment, [f"{key}={open_location(address).uri}" for key, address in addresses.items()])
 
 
-def evaluate_run(experiment: Experiment) -> RetrievalResult:
+def evaluate_run(experiment: AnyExperiment) -> Result:
     """Evaluates the newest checkpoint of a run on evaluation workers and reports, without training.
 
     Raises:
@@ -230,13 +230,13 @@ def evaluate_run(experiment: Experiment) -> RetrievalResult:
             store.unpin(name, "eval-only")
         folder.write_evaluation(name, evaluation.to_json())
         page = write_run_report(experiment, folder, shards)
-    logger.info("\n%s\n", results_table([evaluation.result]))
+    logger.info("\n%s\n", print_results([evaluation.result]))
     logger.info("report: %s", page)
     return evaluation.result
 
 
 def _check_resume(
-    experiment: Experiment, folder: RunFolder, data_hash: str, resume: Resume, resume_anyway: bool
+    experiment: AnyExperiment, folder: RunFolder, data_hash: str, resume: Resume, resume_anyway: bool
 ) -> str | None:
     """Name of the checkpoint that the run continues at; refuses what `resume` does not allow or does not fit."""
     store = CheckpointStore(folder.checkpoints, experiment.training.checkpoint)

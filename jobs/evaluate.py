@@ -20,10 +20,12 @@ from cluster.command_line import exit_code, set_up_logging
 from cluster.evaluation import evaluate_checkpoint
 from cluster.resources import check_evaluation_resources, ray_connection
 from cluster.trainer import with_absolute_addresses
-from reid.build.evaluation import evaluate_here, load_trained_experiment
-from reid.config import with_overrides
-from reid.evaluation.results import RetrievalResult, results_table
-from reid.storage import open_location
+from reid.build.checkpoints import load_trained_experiment
+from reid.build.evaluation import Evaluation, evaluate_here
+from reid.build.keypoint_evaluation import evaluate_keypoints_here
+from reid.build.results import print_results
+from reid.config import AnyExperiment, Experiment, KeypointExperiment, with_overrides
+from reid.storage import Location, open_location
 
 
 def main() -> int:
@@ -42,18 +44,29 @@ def main() -> int:
 def _evaluate(arguments: argparse.Namespace) -> None:
     location = open_location(arguments.checkpoint)
     trained = with_absolute_addresses(with_overrides(load_trained_experiment(location), arguments.overrides))
-    protocols = arguments.protocol or [trained.evaluation.protocol]
-    experiments = [with_overrides(trained, [f"evaluation.protocol={protocol}"]) for protocol in protocols]
-    results: list[RetrievalResult] = []
+    experiments: list[AnyExperiment] = [trained]
+    match trained:
+        case KeypointExperiment() if arguments.protocol:
+            raise ValueError("--protocol: a keypoint detector has none, it is measured on annotated images; remove it")
+        case Experiment() if arguments.protocol:
+            experiments = [with_overrides(trained, [f"evaluation.protocol={name}"]) for name in arguments.protocol]
     if arguments.no_ray:
-        results = [evaluate_here(experiment, location, name=location.name).result for experiment in experiments]
+        results = [_evaluate_here(experiment, location).result for experiment in experiments]
     else:
         with ray_connection():
             check_evaluation_resources(trained.cluster)
             results = [evaluate_checkpoint(e, location.uri, name=location.name).result for e in experiments]
-    print(results_table(results))
+    print(print_results(results))
     if arguments.output:
         arguments.output.write_text(json.dumps([result.to_json() for result in results], indent=1, allow_nan=False))
+
+
+def _evaluate_here(experiment: AnyExperiment, location: Location) -> Evaluation:
+    match experiment:
+        case KeypointExperiment():
+            return evaluate_keypoints_here(experiment, location, name=location.name)
+        case Experiment():
+            return evaluate_here(experiment, location, name=location.name)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""The configuration of a run: the folders' own settings composed into one `Experiment`, read strictly from YAML.
+"""The configuration of a run: the folders' own settings composed into one experiment, read strictly from YAML.
+
+What is trained decides the kind: `Experiment` (PPT and its baseline) or `KeypointExperiment` (the keypoint detector);
+`task` tells them apart in files.
 
 A file holds only what differs from the defaults, which are the paper's. `key=value` on the command line overrides the
 file: dotted path, value in YAML (`training.loop.epochs=30`, `data.loader.processes=0`). Unknown keys, duplicate keys,
@@ -24,11 +27,14 @@ from pydantic import Field, ValidationError, model_validator
 
 from reid.contracts import Settings, flatten
 from reid.data.cache import CacheConfig
-from reid.data.plan import PlanConfig
+from reid.data.plan import ImagePlanConfig, PlanConfig
 from reid.data.stream import LoaderConfig
 from reid.data.transforms import TransformConfig
+from reid.evaluation.keypoint_results import KeypointEvaluationConfig
 from reid.evaluation.protocols import EvaluationConfig
+from reid.losses.heat_maps import HeatMapLossConfig
 from reid.losses.ppt import PPTLossConfig
+from reid.models.hourglass import HourglassConfig
 from reid.models.ppt import PPTConfig
 from reid.training.checkpoint import CheckpointConfig
 from reid.training.loop import LoopConfig
@@ -95,8 +101,10 @@ class MetricsConfig(Settings):
 
 
 class Experiment(Settings):
-    """A run, whole."""
+    """A run of PPT, whole."""
 
+    task: Literal["ppt"] = "ppt"
+    """What is trained."""
     name: str = Field("ppt", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     """The run's folder below `runs`; resuming means the same name."""
     runs: str = "runs"
@@ -113,16 +121,116 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _evaluations_need_checkpoints(self) -> Self:
-        saved, evaluated = self.training.loop.checkpoint_every_epochs, self.evaluation.every_epochs
-        if evaluated % saved:
-            raise ValueError(
-                f"only checkpoints can be evaluated, but evaluation.every_epochs {evaluated} is not a multiple of"
-                f" training.loop.checkpoint_every_epochs {saved}"
-            )
+        _check_evaluations(self.training, self.evaluation.every_epochs)
         return self
 
 
+class KeypointDataConfig(Settings):
+    """What a detector reads: the annotated images of the training split, in plain shuffled batches."""
+
+    shards: str = "data/shards"
+    """Folder or URL (s3://, gs://, http(s)://) of a packed data set: manifest.json, index.parquet and tars."""
+    verify: Literal["sizes", "full"] = "sizes"
+    """Check before training: file sizes, or every shard's sha256."""
+    held_out_share: float = Field(0.05, ge=0.0, le=0.5)
+    """Share of the training identities that are not trained on: visibility thresholds are fitted on them."""
+    cache: CacheConfig = CacheConfig()
+    plan: ImagePlanConfig = ImagePlanConfig()
+    transform: TransformConfig = TransformConfig()
+    loader: LoaderConfig = LoaderConfig()
+
+
+KEYPOINT_RECIPE: dict[str, Any] = {
+    "data": {
+        "transform": {
+            "padding": 0,
+            "warp": {},
+            "flip_probability": 0.5,
+            "brightness": 0.4,
+            "contrast": 0.4,
+            "saturation": 0.4,
+            "erasing_probability": 0.0,
+        }
+    },
+    "training": {
+        "loop": {"epochs": 6},
+        "optimizer": {"name": "rmsprop", "learning_rate": 2.5e-4, "weight_decay": 0.0},
+        "schedule": {"warmup_epochs": 0.0},
+    },
+}
+"""Where the detector's defaults are others than PPT's in settings that both have: PPT section 4.2 (RMSprop 2.5e-4, 6
+epochs) and the usual augmentation of Newell et al. 2016; flip and colour are this project's (METHOD 1.6)."""
+
+
+class KeypointExperiment(Settings):
+    """A run of the keypoint detector, whole."""
+
+    task: Literal["keypoints"] = "keypoints"
+    """What is trained."""
+    name: str = Field("keypoints", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """The run's folder below `runs`; resuming means the same name."""
+    runs: str = "runs"
+    """Folder or URL that holds the runs."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Everything random follows from it."""
+    data: KeypointDataConfig = KeypointDataConfig()
+    model: HourglassConfig = HourglassConfig()
+    loss: HeatMapLossConfig = HeatMapLossConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: KeypointEvaluationConfig = KeypointEvaluationConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    metrics: MetricsConfig = MetricsConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _start_from_the_recipe(cls, values: Any) -> Any:
+        return _merged(KEYPOINT_RECIPE, values) if isinstance(values, dict) else values
+
+    @model_validator(mode="after")
+    def _evaluations_need_checkpoints(self) -> Self:
+        _check_evaluations(self.training, self.evaluation.every_epochs)
+        return self
+
+
+AnyExperiment = Experiment | KeypointExperiment
+"""A run of any kind. Whoever needs to know which matches on it; most code does not."""
+SomeExperiment = TypeVar("SomeExperiment", bound=AnyExperiment)
+
+
+def experiment_of(values: Mapping[str, Any]) -> AnyExperiment:
+    """The experiment that `model_dump` made plain data of; without a `task` it is one of PPT, as older ones are.
+
+    Raises:
+        ValueError: Settings that are none.
+    """
+    match values.get("task", "ppt"):
+        case "keypoints":
+            return KeypointExperiment.model_validate(values)
+        case _:
+            return Experiment.model_validate(values)
+
+
+def _merged(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` over `base`, section by section."""
+    merged = dict(base)
+    for key, value in values.items():
+        below = base.get(key)
+        both = isinstance(below, Mapping) and isinstance(value, Mapping)
+        merged[key] = _merged(below, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def _check_evaluations(training: TrainingConfig, every_epochs: int) -> None:
+    saved = training.loop.checkpoint_every_epochs
+    if every_epochs % saved:
+        raise ValueError(
+            f"only checkpoints can be evaluated, but evaluation.every_epochs {every_epochs} is not a multiple of"
+            f" training.loop.checkpoint_every_epochs {saved}"
+        )
+
+
 FREE_KEYS: tuple[str, ...] = (
+    "task",
     "name",
     "runs",
     "data.shards",
@@ -154,8 +262,17 @@ class ConfigError(ValueError):
         super().__init__(f"{source}: {len(problems)} problem(s)\n" + "\n".join(f"  {line}" for line in problems))
 
 
-def load_experiment(path: str | Path | None, overrides: Sequence[str] = ()) -> Experiment:
+def load_experiment(
+    path: str | Path | None,
+    overrides: Sequence[str] = (),
+    kind: type[SomeExperiment] = Experiment,  # type: ignore[assignment]
+) -> SomeExperiment:
     """The experiment of a YAML file (None: the defaults) with `key=value` overrides.
+
+    Args:
+        path: The file.
+        overrides: `dotted.key=value`, value in YAML.
+        kind: What is trained.
 
     Raises:
         ConfigError: for anything wrong in file or overrides, all problems together.
@@ -169,16 +286,16 @@ def load_experiment(path: str | Path | None, overrides: Sequence[str] = ()) -> E
             raise ConfigError([f"cannot be read: {error.strerror or error}"], source) from None
         except yaml.YAMLError as error:
             raise ConfigError([_yaml_problem(error)], source) from None
-    return read_settings(Experiment, overrides, values, source)
+    return read_settings(kind, overrides, values, source)
 
 
-def with_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
+def with_overrides(experiment: SomeExperiment, overrides: Sequence[str]) -> SomeExperiment:
     """The experiment with `key=value` overrides, checked like a file.
 
     Raises:
         ConfigError: for anything wrong in the overrides, all problems together.
     """
-    return read_settings(Experiment, overrides, experiment.model_dump(mode="json"))
+    return read_settings(type(experiment), overrides, experiment.model_dump(mode="json"))
 
 
 def read_settings(
@@ -215,7 +332,7 @@ def read_settings(
     return settings
 
 
-def digestible(experiment: Experiment) -> dict[str, Any]:
+def digestible(experiment: AnyExperiment) -> dict[str, Any]:
     """Flat `{dotted key: value}` of all that decides what is learnt; what a resumed run is compared by."""
     flat = flatten(experiment.model_dump(mode="json"))
     return {
@@ -223,12 +340,12 @@ def digestible(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def digest(experiment: Experiment) -> str:
+def digest(experiment: AnyExperiment) -> str:
     """sha256 of `digestible`, in hex."""
     return hashlib.sha256(json.dumps(digestible(experiment), sort_keys=True).encode()).hexdigest()
 
 
-def to_yaml(experiment: Experiment) -> str:
+def to_yaml(experiment: AnyExperiment) -> str:
     """The experiment as a YAML file that `load_experiment` reads back to the same, each key with its description."""
     return "\n".join(_commented(experiment, 0)) + "\n"
 

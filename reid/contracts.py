@@ -1,6 +1,7 @@
 """Everything that crosses a folder: one definition for each thing that flows through the system.
 
-Raw images become a `Record`; shards deliver a `Batch`; a model answers with a `PPTOutput`; a loss with `LossTerms`;
+Raw images become a `Record`; shards deliver a `Batch`; a model answers with a `PPTOutput` or, the keypoint detector,
+with a `HeatMapOutput`; a loss with `LossTerms`;
 an epoch of training ends in an `EpochResult`; evaluation works on `Embeddings`.
 
 Convention: points are `(x, y)` in pixels with pixel centres at integers; images are RGB; `B` counts the images of one
@@ -123,6 +124,16 @@ class PPTOutput:
     """(B, 4, C) average of each warped plane (front, back, side, top), zero where invisible; None: branch off."""
     plane_visible: Tensor | None
     """(B, 4) bool."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeatMapOutput:
+    """What the keypoint detector gives (METHOD 1.6), in the autocast dtype of the run; losses cast to float32."""
+
+    maps: Tensor
+    """(B, stacks, 20, h, w) heat maps; the last stack's are the prediction. Trained towards peaks of height 1."""
+    stride: int
+    """Pixels of the image per cell: image x lies at column (x + 0.5) / stride - 0.5."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,14 +6,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reid.config import Experiment
+from reid.config import AnyExperiment, Experiment, KeypointExperiment
 from reid.contracts import DataError
+from reid.data.draws import Purpose, epoch_integers
 from reid.data.loader import LoaderConfig
 from reid.data.shard_set import ShardSet, Verify, open_shards
 from reid.data.stream import EvalStream, TrainStream
 
 
-def open_data(experiment: Experiment, *, verify: Verify | None = None) -> ShardSet:
+def open_data(experiment: AnyExperiment, *, verify: Verify | None = None) -> ShardSet:
     """The data set of an experiment, checked as `data.verify` says.
 
     Args:
@@ -32,9 +33,15 @@ def open_data(experiment: Experiment, *, verify: Verify | None = None) -> ShardS
 
 
 def open_train_stream(
-    experiment: Experiment, shards: ShardSet, worker: int, num_workers: int, device: torch.device
+    experiment: AnyExperiment, shards: ShardSet, worker: int, num_workers: int, device: torch.device
 ) -> TrainStream:
     """The batches of one training worker, on their way to a device."""
+    rows = None
+    match experiment:
+        case KeypointExperiment():
+            rows, _ = annotated_rows(experiment, shards)
+        case Experiment():
+            pass
     return TrainStream(
         shards,
         experiment.data.plan,
@@ -44,11 +51,37 @@ def open_train_stream(
         worker=worker,
         num_workers=num_workers,
         num_epochs=experiment.training.loop.epochs,
+        rows=rows,
     )
 
 
+def annotated_rows(experiment: KeypointExperiment, shards: ShardSet) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of annotated training images: those to learn from, and those of the held-out identities.
+
+    Images that nobody annotated are in neither: what is not visible on them is not known. Which identities are held
+    out follows from the seed.
+
+    Raises:
+        DataError: No image of the training split has keypoints.
+    """
+    index = shards.index
+    rows = index.rows("train")
+    rows = rows[index.has_keypoints[rows]]
+    if not len(rows):
+        raise DataError(
+            f"data.shards={experiment.data.shards}: no training image has keypoints; pack a data set with a keypoint"
+            " file (VeRi-776 with keypoint_train.txt, or jobs/make_synthetic.py)"
+        )
+    identities = np.unique(index.label[rows])
+    share = experiment.data.held_out_share
+    count = min(max(1, round(share * len(identities))), len(identities) - 1) if share else 0
+    order = np.argsort(epoch_integers(experiment.seed, 0, Purpose.HELD_OUT, len(identities)), kind="stable")
+    held_out = np.isin(index.label[rows], identities[order[:count]])
+    return rows[~held_out], rows[held_out]
+
+
 def open_eval_stream(
-    experiment: Experiment, shards: ShardSet, rows: NDArray[np.int64], device: torch.device
+    experiment: AnyExperiment, shards: ShardSet, rows: NDArray[np.int64], device: torch.device
 ) -> EvalStream:
     """The given rows in order, each once, on their way to a device."""
     return EvalStream(
@@ -60,7 +93,7 @@ def open_eval_stream(
     )
 
 
-def _loader(experiment: Experiment, device: torch.device) -> LoaderConfig:
+def _loader(experiment: AnyExperiment, device: torch.device) -> LoaderConfig:
     """The loader's settings, with page-locked memory where it serves a GPU."""
     loader = experiment.data.loader
     if loader.pin_memory is not None:

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from reid.build.checkpoints import checkpoint_digest, load_trained_experiment
 from reid.build.data import open_data, open_eval_stream
+from reid.build.results import Result
 from reid.build.training import build_model
 from reid.config import Experiment
 from reid.contracts import Embeddings
@@ -20,12 +22,10 @@ from reid.evaluation.examples import RankList, choose_queries, nearest_entries
 from reid.evaluation.extract import extract_features, make_embeddings, select_embeddings
 from reid.evaluation.protocols import Trial, protocol_notes, protocol_trials, rows_of_trials
 from reid.evaluation.ranking import PositiveRanks
-from reid.evaluation.results import RetrievalResult
 from reid.evaluation.trials import evaluate_trials, make_result
 from reid.models.ppt import PPT
-from reid.storage import Location, read_bytes, sha256_of
+from reid.storage import Location
 from reid.training.checkpoint import CheckpointStore
-from reid.training.checkpoint_files import MANIFEST_NAME
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class TrainedModel:
 class Evaluation:
     """Figures of a checkpoint and queries worth looking at."""
 
-    result: RetrievalResult
+    result: Result
     examples: tuple[dict[str, Any], ...]
-    """Rank lists of easy, median and hard queries as plain data, for the report."""
+    """Rank lists of easy, median and hard queries, or images of a detector, as plain data for the report."""
     settings: dict[str, Any]
     """The `evaluation` section it was made with: other settings make it another evaluation."""
 
@@ -56,25 +56,16 @@ class Evaluation:
         return {**self.result.to_json(), "examples": list(self.examples), "settings": self.settings}
 
 
-def load_trained_experiment(checkpoint: Location) -> Experiment:
-    """The configuration of the run that wrote a checkpoint folder.
-
-    Raises:
-        ValueError: The folder is no sound checkpoint.
-    """
-    store = CheckpointStore(checkpoint.parent)
-    return Experiment.model_validate(store.load_run(checkpoint.name).config)
-
-
 def load_trained_model(checkpoint: Location, device: torch.device) -> TrainedModel:
     """The network of a checkpoint folder: configuration, verified weights, evaluation mode.
 
     Raises:
-        ValueError: The folder is no sound checkpoint.
+        ValueError: The folder is no sound checkpoint, or not of a ReID model.
     """
     store = CheckpointStore(checkpoint.parent)
-    run = store.load_run(checkpoint.name)
-    experiment = Experiment.model_validate(run.config)
+    experiment = load_trained_experiment(checkpoint)
+    if not isinstance(experiment, Experiment):
+        raise ValueError(f"{checkpoint.uri} is a checkpoint of {experiment.task}, expected one of a ReID model")
     backbone = experiment.model.backbone.model_copy(update={"weights": None})
     random = experiment.model_copy(update={"model": experiment.model.model_copy(update={"backbone": backbone})})
     weights = store.load_model_weights(checkpoint.name)
@@ -84,8 +75,8 @@ def load_trained_model(checkpoint: Location, device: torch.device) -> TrainedMod
     return TrainedModel(
         model=model,
         experiment=experiment,
-        checkpoint_hash=sha256_of(read_bytes(checkpoint.child(MANIFEST_NAME))),
-        data_hash=run.data_hash,
+        checkpoint_hash=checkpoint_digest(checkpoint),
+        data_hash=store.load_run(checkpoint.name).data_hash,
     )
 
 

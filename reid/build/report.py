@@ -13,19 +13,22 @@ from numpy.typing import NDArray
 
 from reid.build.data import open_eval_stream
 from reid.build.evaluation import load_trained_model
+from reid.build.keypoint_report import keypoint_facts, keypoint_sections
 from reid.build.metrics_log import read_metrics
+from reid.build.pictures import as_jpeg, raw_image
+from reid.build.results import Result, read_result
 from reid.build.run_folder import RunFolder
-from reid.config import Experiment, to_yaml
+from reid.config import AnyExperiment, Experiment, KeypointExperiment, to_yaml
 from reid.contracts import Batch
-from reid.data.decode import decode_image
 from reid.data.shard_set import ShardSet
+from reid.evaluation.keypoint_results import KeypointResult
 from reid.evaluation.report import Picture, Report, Section, render_report
 from reid.evaluation.results import RetrievalResult
 from reid.models.perspective import PlaneConfig, find_planes
 from reid.storage import Location, exists, write_bytes_atomic
 from reid.visual.activation import activation_picture, distance_activation_maps
 from reid.visual.curves import draw_curves
-from reid.visual.mosaic import column, encode_jpeg, row
+from reid.visual.mosaic import column, row
 from reid.visual.planes import draw_planes
 from reid.visual.rank_lists import rank_list_picture
 
@@ -35,7 +38,7 @@ PLANE_PICTURES = 12
 ACTIVATION_PAIRS = 4
 
 
-def write_run_report(experiment: Experiment, folder: RunFolder, shards: ShardSet, plan: str = "") -> str:
+def write_run_report(experiment: AnyExperiment, folder: RunFolder, shards: ShardSet, plan: str = "") -> str:
     """Writes `report/index.html` and `report/report.json` of a run from what its folder holds.
 
     Args:
@@ -54,7 +57,7 @@ def write_run_report(experiment: Experiment, folder: RunFolder, shards: ShardSet
     evaluations = [(name, data) for name, data in stored if data is not None]
     if not evaluations:
         raise ValueError(f"{folder.location.uri} has no evaluation to report; see the warnings above")
-    results = [RetrievalResult.from_json(data) for _, data in evaluations]
+    results = [read_result(experiment, data) for _, data in evaluations]
     name, newest = evaluations[-1]
     rows = read_metrics(folder.location)
     page = Report(
@@ -64,9 +67,7 @@ def write_run_report(experiment: Experiment, folder: RunFolder, shards: ShardSet
         facts=_facts(experiment, shards, rows, name),
         sections=[
             *_curves(rows, results, evaluations),
-            *_rank_lists(newest["examples"], shards),
-            *_planes(experiment, shards),
-            *_activations(experiment, folder.checkpoints.child(name), shards, newest["examples"]),
+            *_sections(experiment, folder.checkpoints.child(name), shards, results[-1], newest["examples"]),
             *([Section(title="Plan of the run", text=plan, folded=True)] if plan else []),
             Section(title="Configuration", text=to_yaml(experiment), folded=True),
         ],
@@ -78,17 +79,34 @@ def write_run_report(experiment: Experiment, folder: RunFolder, shards: ShardSet
     return location.uri
 
 
+def _sections(
+    experiment: AnyExperiment,
+    checkpoint: Location,
+    shards: ShardSet,
+    result: Result,
+    examples: Sequence[Mapping[str, Any]],
+) -> list[Section]:
+    """What the page shows of this kind of run."""
+    match experiment:
+        case KeypointExperiment():
+            assert isinstance(result, KeypointResult)
+            return keypoint_sections(shards, result, examples)
+        case Experiment():
+            return [
+                *_rank_lists(examples, shards),
+                *_planes(experiment, shards),
+                *_activations(experiment, checkpoint, shards, examples),
+            ]
+
+
 def _facts(
-    experiment: Experiment, shards: ShardSet, rows: Sequence[Mapping[str, Any]], checkpoint: str
+    experiment: AnyExperiment, shards: ShardSet, rows: Sequence[Mapping[str, Any]], checkpoint: str
 ) -> dict[str, str]:
-    plan, transform = experiment.data.plan, experiment.data.transform
     epochs = [row for row in rows if row["kind"] == "epoch"]
     rates = [row["images_per_second"] for row in epochs if row.get("images_per_second")]
     facts = {
         "Training": f"{shards.manifest.counts.get('train', 0):,} images, {shards.manifest.num_classes:,} vehicles",
-        "Network": f"{experiment.model.backbone.name}, {transform.width}x{transform.height}, "
-        + ("plain baseline" if experiment.model.planes is None else "PPT"),
-        "Batch": f"{plan.identities_per_batch} identities x {plan.images_per_identity} images",
+        **(keypoint_facts(experiment) if isinstance(experiment, KeypointExperiment) else _network_facts(experiment)),
         "Checkpoint": checkpoint,
         "Seed": str(experiment.seed),
     }
@@ -97,12 +115,21 @@ def _facts(
     return facts
 
 
+def _network_facts(experiment: Experiment) -> dict[str, str]:
+    plan, transform = experiment.data.plan, experiment.data.transform
+    return {
+        "Network": f"{experiment.model.backbone.name}, {transform.width}x{transform.height}, "
+        + ("plain baseline" if experiment.model.planes is None else "PPT"),
+        "Batch": f"{plan.identities_per_batch} identities x {plan.images_per_identity} images",
+    }
+
+
 def _curves(
     rows: Sequence[Mapping[str, Any]],
-    results: Sequence[RetrievalResult],
+    results: Sequence[Result],
     evaluations: Sequence[tuple[str, Mapping[str, Any]]],
 ) -> list[Section]:
-    """Losses, plane anchors and retrieval figures over the steps."""
+    """Losses, figures, and plane anchors or heights of peaks over the steps."""
 
     def points(kind: str, key: str) -> list[tuple[float, float]]:
         return [(row["step"], row[key]) for row in rows if row["kind"] == kind and row.get(key) is not None]
@@ -117,12 +144,14 @@ def _curves(
     steps = [int(name.rsplit("-", 1)[-1]) for name, _ in evaluations]
     figures = {
         figure: [(step, 100 * result.figures()[figure]) for step, result in zip(steps, results, strict=True)]
-        for figure in ("mAP", "R1", "mINP")
+        for figure in (("mAP", "R1", "mINP") if isinstance(results[-1], RetrievalResult) else results[-1].figures())
     }
+    peaks = {key.removeprefix("peak/"): points("epoch", key) for key in keys if key.startswith("peak/")}
     drawings: list[tuple[Mapping[str, Sequence[tuple[float, float]]], str, str]] = [
         (losses, "loss", "Losses (mean of each epoch)"),
-        (figures, "percent", "Retrieval"),
+        (figures, "percent", "Retrieval" if isinstance(results[-1], RetrievalResult) else "Keypoints"),
         (anchors, "percent of anchors", "Anchors that count, per plane"),
+        (peaks, "height", "Peaks of visible and invisible points"),
     ]
     pictures = [
         Picture(
@@ -140,7 +169,7 @@ def _rank_lists(examples: Sequence[Mapping[str, Any]], shards: ShardSet) -> list
     sections = []
     for difficulty in ("easiest", "median", "hardest"):
         pictures = [
-            _jpeg(_rank_list(example, shards), f"average precision {100 * example['average_precision']:.1f}")
+            as_jpeg(_rank_list(example, shards), f"average precision {100 * example['average_precision']:.1f}")
             for example in examples
             if example["difficulty"] == difficulty
         ]
@@ -163,8 +192,8 @@ def _rank_list(example: Mapping[str, Any], shards: ShardSet) -> NDArray[np.uint8
         for sample, distance in zip(example["gallery"], example["distances"], strict=True)
     ]
     return rank_list_picture(
-        _image(shards, example["query"]),
-        [_image(shards, sample) for sample in example["gallery"]],
+        raw_image(shards, example["query"]),
+        [raw_image(shards, sample) for sample in example["gallery"]],
         example["is_positive"],
         captions=captions,
         query_caption=f"{index.vehicle_id[example['query']]}  {index.camera_id[example['query']]}",
@@ -182,7 +211,7 @@ def _planes(experiment: Experiment, shards: ShardSet) -> list[Section]:
     chosen = rows[np.linspace(0, len(rows) - 1, min(PLANE_PICTURES, len(rows))).astype(int)]
     tiles = []
     for sample in chosen:
-        image = _image(shards, int(sample))
+        image = raw_image(shards, int(sample))
         keypoints = index.keypoints[sample]
         planes = find_planes(torch.from_numpy(keypoints[None].copy()), image.shape[0], image.shape[1], config)
         tiles.append(draw_planes(image, planes.corners[0].numpy(), planes.visible[0].numpy(), keypoints, tile_size=190))
@@ -191,7 +220,7 @@ def _planes(experiment: Experiment, shards: ShardSet) -> list[Section]:
         "Training images with their keypoints and the planes that PPT warps:"
         " front orange, back purple, side blue, top green."
     )
-    return [Section(title="Planes", introduction=introduction, pictures=[_jpeg(mosaic, "")], wide=True)]
+    return [Section(title="Planes", introduction=introduction, pictures=[as_jpeg(mosaic, "")], wide=True)]
 
 
 def _activations(
@@ -222,16 +251,8 @@ def _activations(
         heats = distance_activation_maps(features.float(), maps.float(), (height, width))
         images = [image.permute(1, 2, 0).contiguous().numpy() for image in batch.images]
         picture = activation_picture((images[0], images[1]), heats, captions=("query", "nearest wrong vehicle"))
-        pictures.append(_jpeg(picture, ""))
+        pictures.append(as_jpeg(picture, ""))
     introduction = (
         "Where the network sees what tells a query from the nearest wrong vehicle (distance activation maps)."
     )
     return [Section(title="Activation maps", introduction=introduction, pictures=pictures)] if pictures else []
-
-
-def _image(shards: ShardSet, sample: int) -> NDArray[np.uint8]:
-    return decode_image(shards.read_image(sample))
-
-
-def _jpeg(image: NDArray[np.uint8], caption: str) -> Picture:
-    return Picture(data=encode_jpeg(image), media_type="image/jpeg", caption=caption)

@@ -17,7 +17,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from reid.config import Experiment, to_yaml
+from reid.config import AnyExperiment, to_yaml
 from reid.storage import Location, delete_tree, exists, list_names, open_location, read_bytes, write_bytes_atomic
 
 
@@ -42,7 +42,7 @@ class RunFolder:
         """Folder of the report."""
         return self.location.child("report")
 
-    def write_config(self, experiment: Experiment) -> None:
+    def write_config(self, experiment: AnyExperiment) -> None:
         """Stores the resolved configuration."""
         write_bytes_atomic(self.location.child("config.yaml"), to_yaml(experiment).encode())
 
@@ -81,6 +81,6 @@ class RunFolder:
         }
 
 
-def open_run(experiment: Experiment) -> RunFolder:
+def open_run(experiment: AnyExperiment) -> RunFolder:
     """The run folder of an experiment (it need not exist yet)."""
     return RunFolder(open_location(experiment.runs).child(experiment.name))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from reid.build.data import open_train_stream
-from reid.config import Experiment
+from reid.build.data import annotated_rows, open_train_stream
+from reid.config import AnyExperiment, Experiment, KeypointExperiment
 from reid.data.shard_set import ShardSet
+from reid.models.hourglass import STEM_STRIDE
 from reid.training.schedule import learning_rate_at
 
 
-def describe_plan(experiment: Experiment, shards: ShardSet, *, device: str, resumed_from: str | None) -> str:
+def describe_plan(experiment: AnyExperiment, shards: ShardSet, *, device: str, resumed_from: str | None) -> str:
     """Plain text, a line a subject.
 
     Args:
@@ -32,12 +33,13 @@ def describe_plan(experiment: Experiment, shards: ShardSet, *, device: str, resu
     lines = {
         "run": f"{experiment.name}, seed {experiment.seed}: "
         + (f"continues at {resumed_from}" if resumed_from else "new"),
-        "data": f"{manifest.name}: {train_images:,} images of {manifest.num_classes:,} vehicles to train on; {others}",
+        "data": f"{manifest.name}: {train_images:,} images of {manifest.num_classes:,} vehicles to train on; {others}"
+        + _annotation(experiment, shards),
         "shards": f"{len(manifest.shards)} files, {manifest.num_bytes / 1e6:,.1f} MB, hash {manifest.hash[:12]}",
         "batch": (
-            f"{plan.batch_size} = {plan.identities_per_batch} identities x {plan.images_per_identity} images"
-            f" = {cluster.num_workers} worker(s) x {plan.batch_size // cluster.num_workers} images"
-            f" of {transform.width}x{transform.height} on {device}, {training.step.precision}"
+            f"{plan.batch_size} = {_batch_parts(experiment)}{cluster.num_workers} worker(s)"
+            f" x {plan.batch_size // cluster.num_workers} images of {transform.width}x{transform.height} on {device},"
+            f" {training.step.precision}"
         ),
         "epoch": str(exposure),
         "length": (
@@ -46,14 +48,14 @@ def describe_plan(experiment: Experiment, shards: ShardSet, *, device: str, resu
         ),
         "learning rate": _learning_rates(experiment),
         "model": _model(experiment),
-        "evaluation": f"{evaluation.protocol} every {evaluation.every_epochs} epoch(s) and at the end, on"
+        "evaluation": f"{_protocol(experiment)} every {evaluation.every_epochs} epoch(s) and at the end, on"
         f" {cluster.evaluation_workers} evaluation worker(s) while training goes on",
     }
     width = max(map(len, lines))
     return "plan of the run\n" + "\n".join(f"  {key:<{width}}  {text}" for key, text in lines.items())
 
 
-def _learning_rates(experiment: Experiment) -> str:
+def _learning_rates(experiment: AnyExperiment) -> str:
     training = experiment.training
     schedule, rate, epochs = training.schedule, training.optimizer.learning_rate, training.loop.epochs
     text = f"{training.optimizer.name}: "
@@ -66,7 +68,38 @@ def _learning_rates(experiment: Experiment) -> str:
     return text + (", ".join(f"{rates[e]:.3g} from epoch {e + 1}" for e in drops) or "constant")
 
 
-def _model(experiment: Experiment) -> str:
+def _annotation(experiment: AnyExperiment, shards: ShardSet) -> str:
+    if not isinstance(experiment, KeypointExperiment):
+        return ""
+    trained, held_out = annotated_rows(experiment, shards)
+    return f"; annotated: {len(trained):,} to train on + {len(held_out):,} of held-out vehicles"
+
+
+def _batch_parts(experiment: AnyExperiment) -> str:
+    match experiment:
+        case KeypointExperiment():
+            return ""
+        case Experiment():
+            plan = experiment.data.plan
+            return f"{plan.identities_per_batch} identities x {plan.images_per_identity} images = "
+
+
+def _protocol(experiment: AnyExperiment) -> str:
+    match experiment:
+        case KeypointExperiment():
+            return "keypoints"
+        case Experiment():
+            return experiment.evaluation.protocol
+
+
+def _model(experiment: AnyExperiment) -> str:
+    if isinstance(experiment, KeypointExperiment):
+        model, transform = experiment.model, experiment.data.transform
+        return (
+            f"hourglass, {model.num_stacks} stacks of {model.channels} channels, heat maps"
+            f" {transform.width // STEM_STRIDE}x{transform.height // STEM_STRIDE}, sigma {experiment.loss.sigma:g},"
+            f" invisible points {experiment.loss.invisible}"
+        )
     backbone = experiment.model.backbone
     weights = "random weights" if backbone.weights is None else f"weights from {backbone.weights}"
     if experiment.model.planes is None:

@@ -12,11 +12,13 @@ from torch import nn
 
 from reid.build.data import open_data, open_train_stream
 from reid.build.run_folder import RunFolder, open_run
-from reid.config import Experiment, digestible
+from reid.config import AnyExperiment, Experiment, KeypointExperiment, digestible
 from reid.contracts import EpochResult, IntervalResult
 from reid.data.shard_set import ShardSet
 from reid.data.stream import TrainStream
+from reid.losses.heat_maps import heat_map_loss
 from reid.losses.ppt import ppt_loss
+from reid.models.hourglass import Hourglass
 from reid.models.ppt import PPT
 from reid.process_group import world_size
 from reid.training.checkpoint import CheckpointStore
@@ -25,7 +27,7 @@ from reid.training.loop import fit, no_wish
 from reid.training.optim import build_optimizer, parameter_groups
 from reid.training.randomness import seed_everything
 from reid.training.snapshot import Position, RunDescription, restore_snapshot
-from reid.training.step import TrainingStep, prepare_model
+from reid.training.step import TrainingStep, images_only, keypoints_of, prepare_model
 from reid.training.workers import Wish, mean_over_workers, rank, refuse_disagreement, share_text
 
 logger = logging.getLogger(__name__)
@@ -37,7 +39,7 @@ SKIP_REASONS = ("image_truncated", "image_unreadable", "image_size_differs")
 class Training:
     """A worker's part of a run, ready to go on at `start`."""
 
-    experiment: Experiment
+    experiment: AnyExperiment
     folder: RunFolder
     shards: ShardSet
     stream: TrainStream
@@ -69,17 +71,17 @@ class Training:
 
 
 def build_model(experiment: Experiment, num_classes: int) -> PPT:
-    """The network of an experiment."""
+    """The network of a PPT experiment."""
     return PPT(experiment.model, num_classes)
 
 
-def describe_run(experiment: Experiment, data_hash: str) -> RunDescription:
+def describe_run(experiment: AnyExperiment, data_hash: str) -> RunDescription:
     """What checkpoints say about the run, and what a resumed run is compared by."""
     return RunDescription(config=experiment.model_dump(mode="json"), fixed=digestible(experiment), data_hash=data_hash)
 
 
 def build_step(
-    experiment: Experiment, num_classes: int, device: torch.device, *, pretrained: bool = True
+    experiment: AnyExperiment, num_classes: int, device: torch.device, *, pretrained: bool = True
 ) -> TrainingStep:
     """Model, loss and optimiser of a run on a device; the process group, if any, must exist.
 
@@ -91,15 +93,28 @@ def build_step(
     """
     training = experiment.training
     seed_everything(experiment.seed)
-    if not pretrained:
-        backbone = experiment.model.backbone.model_copy(update={"weights": None})
-        experiment = experiment.model_copy(update={"model": experiment.model.model_copy(update={"backbone": backbone})})
-    model: nn.Module = prepare_model(build_model(experiment, num_classes), training.step, device)
-    optimizer = build_optimizer(parameter_groups(model, training.optimizer), training.optimizer)
-    return TrainingStep(model, partial(ppt_loss, config=experiment.loss), optimizer, training.step)
+
+    def prepared(model: nn.Module) -> tuple[nn.Module, torch.optim.Optimizer]:
+        model = prepare_model(model, training.step, device)
+        return model, build_optimizer(parameter_groups(model, training.optimizer), training.optimizer)
+
+    match experiment:
+        case KeypointExperiment(loss=loss):
+            model, optimizer = prepared(Hourglass(experiment.model))
+            objective = partial(heat_map_loss, config=loss)
+            return TrainingStep(model, objective, optimizer, training.step, inputs=images_only, targets=keypoints_of)
+        case Experiment():
+            model, optimizer = prepared(build_model(experiment if pretrained else _unweighted(experiment), num_classes))
+            return TrainingStep(model, partial(ppt_loss, config=experiment.loss), optimizer, training.step)
 
 
-def build_training(experiment: Experiment, device: torch.device, *, resume_anyway: bool = False) -> Training:
+def _unweighted(experiment: Experiment) -> Experiment:
+    """The experiment with random weights in its backbone, which a checkpoint is about to replace."""
+    backbone = experiment.model.backbone.model_copy(update={"weights": None})
+    return experiment.model_copy(update={"model": experiment.model.model_copy(update={"backbone": backbone})})
+
+
+def build_training(experiment: AnyExperiment, device: torch.device, *, resume_anyway: bool = False) -> Training:
     """This worker's part of the run, restored from the newest sound checkpoint of the run folder.
 
     Collective: with a process group all workers call it together, and all continue at the same checkpoint.

@@ -28,7 +28,12 @@ class Purpose(IntEnum):
     ERASING = 22
     OCCLUSION_BOX = 23
     OCCLUSION_COLOUR = 24
+    WARP = 25
+    DEGRADATION = 26
+    NOISE = 27
+    BACKGROUND = 28
     REPLACEMENT = 30
+    HELD_OUT = 40
 
 
 def epoch_integers(seed: int, epoch: int, purpose: Purpose, count: int) -> NDArray[np.uint64]:
@@ -60,10 +65,29 @@ def step_fractions(seed: int, epoch: int, purpose: Purpose, step: int, shape: tu
     Returns:
         float64 array of `shape`.
     """
-    key = np.random.SeedSequence((seed, epoch, int(purpose))).generate_state(2, np.uint64)
+    key = stream_key(seed, epoch, purpose)
     # the step sits in the second word of the 256-bit counter: each step has 2**64 blocks of its own
     generator = np.random.Philox(key=key, counter=np.array([0, step, 0, 0], dtype=np.uint64))
     return as_fractions(generator.random_raw(int(np.prod(shape)))).reshape(shape)
+
+
+def slot_bytes(key: NDArray[np.uint64], step: int, slot: int, count: int) -> NDArray[np.uint8]:
+    """`count` random bytes of one slot of one step, without drawing those of other slots.
+
+    Args:
+        key: (2,) from `stream_key`.
+        step: 0-based step within the epoch.
+        slot: Of the global batch.
+        count: How many.
+    """
+    generator = np.random.Philox(key=key, counter=np.array([0, step, slot, 0], dtype=np.uint64))
+    return generator.random_raw(-(-count // 8)).view(np.uint8)[:count]
+
+
+def stream_key(seed: int, epoch: int, purpose: Purpose) -> NDArray[np.uint64]:
+    """(2,) Philox's key of a stream of one epoch."""
+    key: NDArray[np.uint64] = np.random.SeedSequence((seed, epoch, int(purpose))).generate_state(2, np.uint64)  # type: ignore[assignment]
+    return key
 
 
 def as_fractions(integers: NDArray[np.uint64]) -> NDArray[np.float64]:

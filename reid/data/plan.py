@@ -13,7 +13,7 @@ P x K exact and the identities of a batch apart, which a flat order of samples c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,27 @@ class PlanConfig(Settings):
         return self.identities_per_batch * self.images_per_identity
 
 
+class ImagePlanConfig(Settings):
+    """Plain shuffled images, for what does not compare identities: every image is planned as an identity of its own.
+
+    So the mechanism is the one of `plan_epoch`: each image once an epoch (a few twice, to fill the last batch), order
+    and batches the same for any number of workers, each shard read by few lanes.
+    """
+
+    batch_size: int = Field(default=64, ge=1)
+    """Images of a global batch, over all workers together; a multiple of the number of workers."""
+    shuffle_window_shards: int = Field(default=4, ge=1)
+    """A lane mixes the images of about this many shards at a time and then leaves them."""
+
+    def as_identities(self) -> PlanConfig:
+        """The plan of as many identities with one image each."""
+        return PlanConfig(
+            identities_per_batch=self.batch_size,
+            images_per_identity=1,
+            shuffle_window_shards=self.shuffle_window_shards,
+        )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IdentityTable:
     """The training images by identity, in an order that does not depend on how they were listed."""
@@ -60,6 +81,24 @@ class IdentityTable:
     """(I,) images of each identity."""
     num_left_out: int
     """Identities left out by `min_images_per_identity`."""
+    images_only: bool = False
+    """Every image counts as an identity of its own (`ImagePlanConfig`)."""
+
+    def replacements(self, row: int, shown: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Images to take in place of one that cannot be read: its identity's others, those not in `shown` first.
+
+        In a plan of plain images any other one will do: those after it in the table, whatever else the worker shows, so
+        that the batches stay the same for any number of workers.
+        """
+        at = int(np.flatnonzero(self.rows == row)[0])
+        identity = int(np.searchsorted(self.starts, at, side="right")) - 1
+        first, count = int(self.starts[identity]), int(self.counts[identity])
+        own = self.rows[first : first + count] if not self.images_only else self.rows
+        others = np.roll(own, -int(np.flatnonzero(own == row)[0]) - 1)[:-1]  # cyclic from the next one on
+        if self.images_only:
+            return others
+        seen = np.isin(others, shown)
+        return np.concatenate((others[~seen], others[seen]))
 
     def num_short(self, images_per_identity: int) -> int:
         """Identities with fewer than `images_per_identity` images: they repeat images within a visit."""
@@ -140,23 +179,41 @@ def identity_table(
     )
 
 
-def lanes_of_worker(config: PlanConfig, worker: int, num_workers: int) -> range:
-    """The lanes [rP/R, (r+1)P/R) that worker r of R owns.
+def image_table(rows: NDArray[np.int64], shards: NDArray[np.int64], config: ImagePlanConfig) -> IdentityTable:
+    """The table that `plan_epoch` takes for plain shuffled images: every row is an identity of its own.
+
+    Raises:
+        ValueError: A row listed twice, or fewer images than a batch holds.
+    """
+    if len(rows) < config.batch_size:
+        raise ValueError(f"a batch needs {config.batch_size} images, there are {len(rows)}: lower batch_size")
+    return replace(identity_table(rows, rows, shards, config.as_identities()), images_only=True)
+
+
+def lanes_of_worker(config: PlanConfig | ImagePlanConfig, worker: int, num_workers: int) -> range:
+    """The lanes [rP/R, (r+1)P/R) that worker r of R owns; P is the batch size where images are planned one by one.
 
     >>> lanes_of_worker(PlanConfig(identities_per_batch=16), worker=1, num_workers=4)
     range(4, 8)
 
     Args:
-        config: P and K.
+        config: P and K, or the batch size.
         worker: Rank of the worker, 0 <= worker < num_workers.
         num_workers: Workers that share the global batch.
 
     Raises:
         ValueError: The batch or its identities cannot be shared out evenly, or no such worker.
     """
-    P, K = config.identities_per_batch, config.images_per_identity
     if not 0 <= worker < num_workers:
         raise ValueError(f"worker {worker} of {num_workers} does not exist: give 0 <= worker < num_workers")
+    if isinstance(config, ImagePlanConfig):
+        if config.batch_size % num_workers:
+            raise ValueError(
+                f"global batch {config.batch_size} images is not divisible by {num_workers} workers: change batch_size"
+                f" to a multiple of {num_workers}"
+            )
+        config = config.as_identities()
+    P, K = config.identities_per_batch, config.images_per_identity
     possible = ", ".join(str(n) for n in range(1, P + 1) if P % n == 0)
     if config.batch_size % num_workers:
         raise ValueError(

@@ -44,6 +44,26 @@ def count_planes(keypoints: NDArray[np.float32], rules: Sequence[PlaneRule] = PL
     """
     if keypoints.ndim != 3 or keypoints.shape[1:] != (NUM_KEYPOINTS, 3):
         raise ValueError(f"expected keypoints of shape (N, {NUM_KEYPOINTS}, 3), got {keypoints.shape}")
+    true_corners, substituted = _planes_by_corners(keypoints, rules)
+    shown = {plane: true_corners[plane] | substituted[plane] for plane in PLANE_NAMES}
+    return PlaneTable(
+        num_images=len(keypoints),
+        visible={plane: int(true_corners[plane].sum()) for plane in PLANE_NAMES},
+        substituted={plane: int((substituted[plane] & ~true_corners[plane]).sum()) for plane in PLANE_NAMES},
+        front_and_back=int((shown["front"] & shown["back"]).sum()),
+    )
+
+
+def visible_planes(keypoints: NDArray[np.float32], rules: Sequence[PlaneRule] = PLANE_RULES) -> NDArray[np.bool_]:
+    """(N, 4) the planes, in the order of `PLANE_NAMES`, that (N, 20, 3) keypoints show, substitutes included."""
+    true_corners, substituted = _planes_by_corners(keypoints, rules)
+    return np.stack([true_corners[plane] | substituted[plane] for plane in PLANE_NAMES], axis=1)
+
+
+def _planes_by_corners(
+    keypoints: NDArray[np.float32], rules: Sequence[PlaneRule]
+) -> tuple[dict[str, NDArray[np.bool_]], dict[str, NDArray[np.bool_]]]:
+    """Plane -> (N,) whether its true corners, and whether a substitute and three of them, show it."""
     true_corners = {plane: np.zeros(len(keypoints), dtype=np.bool_) for plane in PLANE_NAMES}
     substituted = {plane: np.zeros(len(keypoints), dtype=np.bool_) for plane in PLANE_NAMES}
     for rule in rules:
@@ -54,13 +74,7 @@ def count_planes(keypoints: NDArray[np.float32], rules: Sequence[PlaneRule] = PL
             missing = keypoints[:, rule.corners[position] - 1, 2] <= 0
             corners = [rule.substitute if place == position else corner for place, corner in enumerate(rule.corners)]
             substituted[rule.plane] |= missing & _faces_camera(keypoints, corners)
-    shown = {plane: true_corners[plane] | substituted[plane] for plane in PLANE_NAMES}
-    return PlaneTable(
-        num_images=len(keypoints),
-        visible={plane: int(true_corners[plane].sum()) for plane in PLANE_NAMES},
-        substituted={plane: int((substituted[plane] & ~true_corners[plane]).sum()) for plane in PLANE_NAMES},
-        front_and_back=int((shown["front"] & shown["back"]).sum()),
-    )
+    return true_corners, substituted
 
 
 def _faces_camera(keypoints: NDArray[np.float32], corners: Sequence[int]) -> NDArray[np.bool_]:

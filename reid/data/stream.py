@@ -23,9 +23,11 @@ from reid.data.loader import LoadedBatch, LoaderConfig, LoadRequest, OrderedLoad
 from reid.data.plan import (
     Exposure,
     IdentityTable,
+    ImagePlanConfig,
     PlanConfig,
     exposure,
     identity_table,
+    image_table,
     lanes_of_worker,
     plan_epoch,
     steps_in_epoch,
@@ -59,7 +61,8 @@ class TrainStream:
     """The batches of one worker, in the order of the plan; any epoch, from any step on.
 
     An image that cannot be decoded is replaced by the next readable image of the same identity (one that the visit does
-    not show yet, where there is one), so P x K stays exact; it is counted in `skipped` by reason.
+    not show yet, where there is one), so P x K stays exact; it is counted in `skipped` by reason. In a plan of plain
+    images it is replaced by the next readable image.
 
     With `num_epochs`, an epoch that was taken to its last batch leaves its loader at work on the next one, which
     `batches` then goes on with: nothing waits for cold workers, and what was made is what would have been made.
@@ -68,7 +71,7 @@ class TrainStream:
     def __init__(
         self,
         shards: ImageSource,
-        plan_config: PlanConfig,
+        plan_config: PlanConfig | ImagePlanConfig,
         transform_config: TransformConfig,
         loader_config: LoaderConfig,
         *,
@@ -76,12 +79,13 @@ class TrainStream:
         worker: int = 0,
         num_workers: int = 1,
         num_epochs: int = 0,
+        rows: NDArray[np.int64] | None = None,
     ) -> None:
         """Check that a plan is possible; nothing is read or started yet.
 
         Args:
             shards: Where the images are.
-            plan_config: P, K and the order.
+            plan_config: P, K and the order, or plain shuffled images.
             transform_config: Size and augmentation.
             loader_config: Processes and prefetching.
             seed: Of the plan and the augmentation, >= 0.
@@ -89,6 +93,7 @@ class TrainStream:
             num_workers: Workers that share the global batch.
             num_epochs: Epochs of the run; in all but its last one, batches are made ahead across the epoch's end. 0:
                 never.
+            rows: (N,) the training images to show; None: all.
 
         Raises:
             ValueError: Too few identities, a batch that the workers cannot share, a negative seed, missing masks.
@@ -97,11 +102,15 @@ class TrainStream:
             raise ValueError(f"seed {seed}: expected 0 or more")
         self.lanes = lanes_of_worker(plan_config, worker, num_workers)
         index = shards.index
-        rows = index.rows("train")
+        rows = index.rows("train") if rows is None else rows
         _check_masks(index, rows, loader_config)
-        self.table: IdentityTable = identity_table(
-            rows, index.label[rows], index.shard[rows].astype(np.int64), plan_config
-        )
+        self.table: IdentityTable
+        match plan_config:
+            case ImagePlanConfig():
+                self.table = image_table(rows, index.shard[rows].astype(np.int64), plan_config)
+                plan_config = plan_config.as_identities()
+            case PlanConfig():
+                self.table = identity_table(rows, index.label[rows], index.shard[rows].astype(np.int64), plan_config)
         self.skipped: Counter[str] = Counter()
         """Unreadable images met so far, by reason."""
         self._seed, self._plan_config, self._loader_config = seed, plan_config, loader_config
@@ -301,27 +310,22 @@ class _TrainBatches:
     def _read_image(
         self, row: int, batch_rows: NDArray[np.int64], skipped: list[SkippedImage]
     ) -> tuple[NDArray[np.uint8], int]:
-        """The pixels of `row`, or of the next readable image of its identity, and the row they come from."""
+        """The pixels of `row`, or of the next readable image in its place, and the row they come from."""
         try:
             return _read_image(self.shards, row), row
         except UnreadableImageError as error:
             reason = error
         skipped.append(SkippedImage(row, reason.reason, reason.message))
-        table, label = self.table, self.shards.index.label[row]
-        identity = int(np.searchsorted(table.labels, label))
-        first, count = int(table.starts[identity]), int(table.counts[identity])
-        own = table.rows[first : first + count]
-        others = np.roll(own, -int(np.searchsorted(own, row)) - 1)[:-1]  # cyclic from the next one on
-        shown = np.isin(others, batch_rows)
-        for other in np.concatenate((others[~shown], others[shown])).tolist():
+        others = self.table.replacements(row, batch_rows)
+        for other in others.tolist():
             try:
                 return _read_image(self.shards, other), other
             except UnreadableImageError:  # counted when its own turn comes
                 continue
         vehicle = self.shards.index.vehicle_id[row]
         raise ValueError(
-            f"none of the {count} training images of vehicle {vehicle!r} can be read ({reason.message}), so its "
-            f"place in the batch cannot be filled: pack the shards again without it, or repair its images"
+            f"none of the {len(others) + 1} training images of vehicle {vehicle!r} can be read ({reason.message}), "
+            f"so its place in the batch cannot be filled: pack the shards again without it, or repair its images"
         )
 
 

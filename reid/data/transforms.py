@@ -1,8 +1,9 @@
 """What happens to an image, its keypoints and its mask between the shard and the batch.
 
-Training: resize, pad, random crop, flip, colour jitter, random erasing (Zhong et al., 2020), occlusion (PMANet). The
-random numbers of a step are drawn for the whole global batch from (seed, epoch, step), so the pixels of a slot are the
-same whichever worker or process makes them. Images stay uint8: normalising happens on the device, inside the model.
+Training: resize, pad, random crop, rotation and scale (keypoint detector), flip, colour jitter, degradation (keypoint
+detector), random erasing (Zhong et al., 2020), occlusion (PMANet). The random numbers of a step are drawn for the whole
+global batch from (seed, epoch, step), so the pixels of a slot are the same whichever worker or process makes them.
+Images stay uint8: normalising happens on the device, inside the model.
 
 Convention: pixel centres at integers; sizes are (height, width), boxes (top, left, height, width), points (x, y).
 """
@@ -18,13 +19,14 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from reid.contracts import Settings
-from reid.data.draws import Purpose, step_fractions
+from reid.data.degradation import Degradation, DegradationConfig, Probability, degrade, draw_degradation
+from reid.data.draws import Purpose, slot_bytes, step_fractions, stream_key
+from reid.data.warp import WarpConfig, move_points, warp_crop, warp_matrices
 from reid.keypoints import mirror_order
 
 Level = Annotated[int, Field(ge=0, le=255)]
 Colour = tuple[Level, Level, Level]
 """Red, green, blue."""
-Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
 _BOX_TRIES: Final = 10
 """Sizes drawn for a box before the image is left as it is; with the default ranges on a square one in 1e7 is."""
@@ -47,6 +49,8 @@ class TransformConfig(Settings):
     """Pixels added on every side in training before a crop of height x width at a random place."""
     padding_colour: Colour = (0, 0, 0)
     """Fill of the padding; black as in the published implementations, whose Pad works before normalisation."""
+    warp: WarpConfig | None = None
+    """Rotation and scale of image, keypoints and mask; null: off, as in PPT's recipe."""
     flip_probability: Probability = 0.0
     """Probability of a left-right flip of image, keypoints (the mirror pairs change places) and mask."""
     brightness: float = Field(default=0.0, ge=0.0, le=1.0)
@@ -55,6 +59,8 @@ class TransformConfig(Settings):
     """Colour jitter: distance from the image's mean grey is multiplied by 1 - x ... 1 + x."""
     saturation: float = Field(default=0.0, ge=0.0, le=1.0)
     """Colour jitter: distance from the pixel's own grey is multiplied by 1 - x ... 1 + x."""
+    degradation: DegradationConfig | None = None
+    """Blur, colour cast, gamma, noise; null: off, as in PPT's recipe."""
     erasing_probability: Probability = 0.5
     """Probability that a random box of the image is filled with `erasing_colour`. Keypoints and masks stay as they
     are: the vehicle's geometry is still there, and a plane that is partly erased still trains."""
@@ -104,6 +110,12 @@ class Augmentation:
     """(S, 4) box in the finished image; height 0: none."""
     occlusion_colours: NDArray[np.int64]
     """(S, 3) 0 ... 255."""
+    warps: NDArray[np.float64] | None = None
+    """(S, 2, 3) from the crop to the warped crop (`reid.data.warp`); None: off."""
+    degradation: Degradation | None = None
+    """None: off."""
+    background: tuple[NDArray[np.uint64], int] | None = None
+    """Key and step of the random pixels outside the images; None: `padding_colour`."""
 
 
 def draw_augmentation(config: TransformConfig, *, seed: int, epoch: int, step: int, num_images: int) -> Augmentation:
@@ -140,6 +152,13 @@ def draw_augmentation(config: TransformConfig, *, seed: int, epoch: int, step: i
         boxes = _boxes(fractions, config.occlusion_probability, config.occlusion_area, config.occlusion_aspect, size)
         occluded = np.broadcast_to(boxes, (num_images, 4))
         colours = np.floor(256 * draw(Purpose.OCCLUSION_COLOUR, num_images, 3)).astype(np.int64)
+    warps = background = degradation = None
+    if config.warp is not None:
+        warps = warp_matrices(config.warp, draw(Purpose.WARP, num_images, 2), *size)
+        if config.warp.background == "noise":
+            background = (stream_key(seed, epoch, Purpose.BACKGROUND), step)
+    if config.degradation is not None:
+        degradation = draw_degradation(config.degradation, seed=seed, epoch=epoch, step=step, num_images=num_images)
     return Augmentation(
         crops=np.floor(crop[:, :2] * (2 * config.padding + 1)).astype(np.int64),
         flipped=crop[:, 2] < config.flip_probability,
@@ -147,6 +166,9 @@ def draw_augmentation(config: TransformConfig, *, seed: int, epoch: int, step: i
         erased=erased,
         occluded=occluded,
         occlusion_colours=colours,
+        warps=warps,
+        degradation=degradation,
+        background=background,
     )
 
 
@@ -180,10 +202,18 @@ class TrainTransform:
         Returns:
             `out`.
         """
+        colour: Colour | None = self.config.padding_colour
+        if augmentation.background is not None:
+            colour = None
+            for place, target in ((slot, self._padded), (slot + len(augmentation.crops), out)):
+                noise = slot_bytes(*augmentation.background, place, target.size)
+                np.copyto(target, noise.reshape(target.shape))
         resize_image(raw, self._resized, self.config.area_above)
-        self._crop(self._padded, augmentation, slot, out)
+        self._crop(self._padded, augmentation, slot, out, colour)
         if augmentation.jitter is not None:
             _jitter(out, augmentation.jitter[slot])
+        if augmentation.degradation is not None:
+            degrade(out, augmentation.degradation, slot)
         _fill(out, augmentation.erased[slot], self.config.erasing_colour)
         _fill(out, augmentation.occluded[slot], augmentation.occlusion_colours[slot])
         return out
@@ -193,7 +223,7 @@ class TrainTransform:
     ) -> NDArray[np.uint8]:
         """Transform one mask (h, w) like its image into `out` (H, W): nearest neighbour, the padding is background."""
         resize_mask(raw, self._resized_mask)
-        self._crop(self._padded_mask, augmentation, slot, out)
+        self._crop(self._padded_mask, augmentation, slot, out, (0, 0, 0))
         return out
 
     def keypoints(
@@ -218,6 +248,8 @@ class TrainTransform:
         moved = _resized_points(points, raw_sizes, self.config)
         shift = self.config.padding - augmentation.crops[slots]  # (n, 2) top, left
         moved[..., :2] += shift[:, None, ::-1]
+        if augmentation.warps is not None:
+            moved[..., :2] = move_points(augmentation.warps[slots], moved[..., :2])
         flipped = augmentation.flipped[slots]
         if flipped.any():
             mirrored = moved[flipped][:, _MIRROR]
@@ -225,8 +257,20 @@ class TrainTransform:
             moved[flipped] = mirrored
         return _visible_points(moved, self.config)
 
-    def _crop(self, padded: NDArray[np.uint8], augmentation: Augmentation, slot: int, out: NDArray[np.uint8]) -> None:
+    def _crop(
+        self,
+        padded: NDArray[np.uint8],
+        augmentation: Augmentation,
+        slot: int,
+        out: NDArray[np.uint8],
+        colour: Colour | None,
+    ) -> None:
         top, left = augmentation.crops[slot].tolist()
+        if augmentation.warps is not None:
+            flipped, is_mask = bool(augmentation.flipped[slot]), padded.ndim == 2
+            matrix = augmentation.warps[slot]
+            warp_crop(padded, out, matrix, (top, left), flipped=flipped, colour=colour, nearest=is_mask)
+            return
         crop = padded[top : top + self.config.height, left : left + self.config.width]
         if augmentation.flipped[slot]:
             _check_written(cv2.flip(crop, 1, dst=out), out)

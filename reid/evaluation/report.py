@@ -13,8 +13,9 @@ from typing import Final, Literal
 
 import jinja2
 
+from reid.evaluation.keypoint_results import KeypointResult, keypoint_rows
 from reid.evaluation.report_page import PAGE
-from reid.evaluation.results import RetrievalResult, result_rows
+from reid.evaluation.results import ResultRows, RetrievalResult, result_rows
 
 MediaType = Literal["image/jpeg", "image/png", "image/svg+xml"]
 
@@ -66,8 +67,8 @@ class Report:
     """All that goes into the page, in its order."""
 
     title: str
-    results: Sequence[RetrievalResult]
-    """By rising step; the last one makes the headline."""
+    results: Sequence[RetrievalResult | KeypointResult]
+    """By rising step, all of one kind; the last one makes the headline."""
     subtitle: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
     """Short facts such as data set, model, duration."""
@@ -82,18 +83,58 @@ def render_report(report: Report) -> str:
     """
     if not report.results:
         raise ValueError("expected at least one evaluation result to report, got none")
-    newest = report.results[-1]
-    figures, deviations = newest.figures(), newest.deviations()
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.from_string(PAGE).render(
-        report=report,
-        headline=[
-            (name, f"{100 * figures[name]:.1f}", f"{100 * deviations[name]:.1f}" if name in deviations else "")
-            for name in HEADLINE
-            if name in figures
-        ],
-        newest=newest,
-        table=result_rows(report.results),
+        report=report, newest=report.results[-1], head=_head(report.results[-1]), table=_table(report.results)
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Head:
+    """What the page says about the newest result in its own terms."""
+
+    figures: Sequence[tuple[str, str, str]]
+    """Name, value and deviation (or nothing), in percent."""
+    count: str
+    count_name: str
+    explanation: str
+    facts: Mapping[str, str]
+    """For the last line of the page."""
+
+
+def _head(result: RetrievalResult | KeypointResult) -> _Head:
+    figures = result.figures()
+    match result:
+        case RetrievalResult(metrics=metrics):
+            deviations = result.deviations()
+            skipped = metrics.num_valid_queries != metrics.num_queries
+            return _Head(
+                figures=[
+                    (name, f"{100 * figures[name]:.1f}", f"{100 * deviations[name]:.1f}" if name in deviations else "")
+                    for name in HEADLINE
+                    if name in figures
+                ],
+                count=f"{metrics.num_valid_queries:,}",
+                count_name="valid queries" + (f" of {metrics.num_queries:,}" if skipped else ""),
+                explanation="Percent. AP is the mean precision at each positive, queries without a positive left are"
+                " skipped.",
+                facts={"protocol": result.protocol, "post-processing": result.post_processing},
+            )
+        case KeypointResult():
+            return _Head(
+                figures=[(name, f"{100 * value:.1f}", "") for name, value in figures.items()],
+                count=f"{result.metrics.num_images:,}",
+                count_name="annotated images",
+                explanation="Percent. PCK@0.1: visible points that are found within a tenth of the image's longer side"
+                " (images are cut to the vehicle); error: their mean distance as a share of that side; planes,"
+                " orientation: images in which predicted and annotated keypoints say the same.",
+                facts={"measured on": result.protocol},
+            )
+
+
+def _table(results: Sequence[RetrievalResult | KeypointResult]) -> ResultRows:
+    detectors = [result for result in results if isinstance(result, KeypointResult)]
+    retrievals = [result for result in results if isinstance(result, RetrievalResult)]
+    return keypoint_rows(detectors) if detectors else result_rows(retrievals)

@@ -71,14 +71,11 @@ PAGE: Final = (
 {% endif %}
 </header>
 <div class="figures">
-{% for name, value, deviation in headline %}
+{% for name, value, deviation in head.figures %}
 <div class="figure"><b>{{ value }}{% if deviation %}<small>&nbsp;&plusmn;&nbsp;{{ deviation }}</small>{% endif %}</b>
 <span>{{ name }} (%)</span></div>
 {% endfor %}
-<div class="figure"><b>{{ "{:,}".format(newest.metrics.num_valid_queries) }}</b><span>valid queries
-{% if newest.metrics.num_valid_queries != newest.metrics.num_queries %}
-of {{ "{:,}".format(newest.metrics.num_queries) }}
-{% endif %}
+<div class="figure"><b>{{ head.count }}</b><span>{{ head.count_name }}
 </span></div>
 </div>
 <section>
@@ -100,7 +97,7 @@ of {{ "{:,}".format(newest.metrics.num_queries) }}
 </tbody>
 </table></div>
 <ul class="notes">
-<li>Percent. AP is the mean precision at each positive, queries without a positive left are skipped.</li>
+<li>{{ head.explanation }}</li>
 {% for note in table.notes %}
 <li>{{ note }}</li>
 {% endfor %}
@@ -150,8 +147,11 @@ of {{ "{:,}".format(newest.metrics.num_queries) }}
 </section>
 {% endif %}
 {% endfor %}
-<footer>protocol <code>{{ newest.protocol }}</code> &middot; post-processing {{ newest.post_processing }}
-&middot; checkpoint <code>{{ newest.checkpoint_hash }}</code> &middot; data set <code>{{ newest.manifest_hash }}</code>
+<footer>
+{% for name, value in head.facts.items() %}
+{{ name }} <code>{{ value }}</code> &middot;
+{% endfor %}
+checkpoint <code>{{ newest.checkpoint_hash }}</code> &middot; data set <code>{{ newest.manifest_hash }}</code>
 {% if newest.seconds %}
 &middot; evaluated in {{ "%.1f" | format(newest.seconds) }} s
 {% endif %}

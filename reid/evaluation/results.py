@@ -49,6 +49,10 @@ class RetrievalResult:
         """
         return _figures(self.metrics)
 
+    def headline(self) -> float:
+        """The figure by which checkpoints are compared."""
+        return self.metrics.mAP
+
     def deviations(self) -> dict[str, float]:
         """Standard deviation (of the population of trials) of each figure; empty with a single trial."""
         if len(self.trials) < 2:
@@ -160,7 +164,11 @@ def result_rows(results: Sequence[RetrievalResult]) -> ResultRows:
 
 def results_table(results: Sequence[RetrievalResult]) -> str:
     """The results as plain text; percent, mean +- standard deviation where there are several trials."""
-    table = result_rows(results)
+    return plain_table(result_rows(results))
+
+
+def plain_table(table: ResultRows) -> str:
+    """A table as plain text, its notes below."""
     lines = [table.header, *table.rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(table.header))]
     num_left = len(table.header) - len(_number_columns(table))

@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """The settings in which two configurations differ, each with its path and both values.
 
+    A setting that is null is as good as absent: an optional part that newer code knows and does not use is no
+    difference.
+
     >>> differences({"optim": {"name": "adam", "rate": 0.1}}, {"optim": {"name": "sgd", "rate": 0.1}})
     ["optim.name: 'adam' in the checkpoint, 'sgd' now"]
     >>> differences({"rules": [{"a": 1, "b": (2,)}]}, {"rules": [{"b": [2], "a": 1}]})
@@ -29,6 +32,8 @@ def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[st
     old, new = (flatten(json.loads(json.dumps(content, sort_keys=True))) for content in (saved, current))
     lines = []
     for path in sorted(old.keys() | new.keys()):
+        if old.get(path) is None and new.get(path) is None:
+            continue
         before = repr(old[path]) if path in old else "absent"
         after = repr(new[path]) if path in new else "absent"
         if before != after:

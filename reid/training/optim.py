@@ -1,4 +1,4 @@
-"""Optimisers: torch's fused Adam, AdamW and SGD, or apex's where it is installed and asked for."""
+"""Optimisers: torch's fused Adam, AdamW and SGD, RMSprop, or apex's where it is installed and asked for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import importlib.metadata
 import importlib.util
 import logging
 from collections.abc import Iterable
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -17,20 +17,26 @@ from reid.contracts import Settings
 
 logger = logging.getLogger(__name__)
 
+_TORCH_SQUARE_DECAY: Final = 0.99
+
 
 class OptimizerConfig(Settings):
     """The optimiser (METHOD 1.5)."""
 
-    name: Literal["adam", "adamw", "sgd"] = "adam"
-    """adam adds the weight decay to the gradient (as the paper's baseline does), adamw decouples it."""
+    name: Literal["adam", "adamw", "sgd", "rmsprop"] = "adam"
+    """adam adds the weight decay to the gradient (as the paper's baseline does), adamw decouples it; rmsprop is what
+    the keypoint detector's paper uses."""
     learning_rate: float = Field(default=3.5e-4, gt=0)
     """The full rate, reached at the end of the warm-up."""
     weight_decay: float = Field(default=5e-4, ge=0)
-    """L2 penalty (adam, sgd) or decay per step relative to the rate (adamw)."""
+    """L2 penalty (adam, sgd, rmsprop) or decay per step relative to the rate (adamw)."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of the first and second moment; adam and adamw only."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """sgd only."""
+    square_decay: float | None = Field(default=None, ge=0, lt=1)
+    """Decay of the mean squared gradient; rmsprop only. null: 0.99, the default of torch, in the detector's paper
+    too."""
     decay_norm_and_bias: bool = True
     """Weight decay on batch-norm parameters and biases too. The paper is silent; its baseline decays everything."""
     backend: Literal["torch", "apex", "auto"] = "torch"
@@ -40,9 +46,12 @@ class OptimizerConfig(Settings):
 
     @model_validator(mode="after")
     def _refuse_ignored_options(self) -> Self:
-        ignored = "betas" if self.name == "sgd" else "momentum"
-        if getattr(self, ignored) != OptimizerConfig.model_fields[ignored].default:
-            raise ValueError(f"optimizer '{self.name}' has no {ignored}: remove it")
+        used = {"sgd": "momentum", "rmsprop": "square_decay"}.get(self.name, "betas")
+        for ignored in {"betas", "momentum", "square_decay"} - {used}:
+            if getattr(self, ignored) != OptimizerConfig.model_fields[ignored].default:
+                raise ValueError(f"optimizer '{self.name}' has no {ignored}: remove it")
+        if self.name == "rmsprop" and self.backend == "apex":
+            raise ValueError("apex has no rmsprop: set optimizer.backend to torch")
         if not all(0.0 <= beta < 1.0 for beta in self.betas):
             raise ValueError(f"betas must lie in [0, 1), got {self.betas}")
         return self
@@ -99,7 +108,7 @@ def choose_backend(config: OptimizerConfig, device: torch.device) -> Literal["to
     Raises:
         ValueError: When apex is asked for and cannot be used here.
     """
-    if config.backend == "torch":
+    if config.backend == "torch" or config.name == "rmsprop":
         return "torch"
     reason = "it works on CUDA only" if device.type != "cuda" else why_no_apex()
     if reason is None:
@@ -176,6 +185,13 @@ def _torch_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> t
             if fused and config.momentum > 0:
                 _start_momentum_at_zero(optimizer)
             return optimizer
+        case "rmsprop":
+            return torch.optim.RMSprop(
+                groups,
+                lr=config.learning_rate,
+                alpha=_TORCH_SQUARE_DECAY if config.square_decay is None else config.square_decay,
+                weight_decay=config.weight_decay,
+            )
 
 
 def _start_momentum_at_zero(optimizer: torch.optim.SGD) -> None:

@@ -52,6 +52,21 @@ def images_and_keypoints(batch: Batch) -> tuple[Any, ...]:
     return (batch.images, batch.keypoints)
 
 
+def images_only(batch: Batch) -> tuple[Any, ...]:
+    """What the keypoint detector takes of a batch."""
+    return (batch.images,)
+
+
+def labels_of(batch: Batch) -> Tensor:
+    """What a ReID objective compares the output with."""
+    return batch.labels
+
+
+def keypoints_of(batch: Batch) -> Tensor:
+    """What the keypoint detector's objective compares the output with."""
+    return batch.keypoints
+
+
 def resolve_precision(config: StepConfig, device: torch.device) -> Literal["bf16", "fp16", "float32"]:
     """The autocast type of a run on a device.
 
@@ -121,16 +136,18 @@ class TrainingStep:
         config: StepConfig,
         *,
         inputs: Callable[[Batch], tuple[Any, ...]] = images_and_keypoints,
+        targets: Callable[[Batch], Tensor] = labels_of,
     ) -> None:
         """Take what `prepare_model` and `build_optimizer` made.
 
         Args:
             model: As `prepare_model` returns it.
-            objective: `(model output, labels) -> LossTerms`; learnable loss weights belong into the model, where their
+            objective: `(model output, targets) -> LossTerms`; learnable loss weights belong into the model, where their
                 gradients are averaged over the workers.
             optimizer: Over the model's parameters.
             config: Precision, accumulation, clipping.
             inputs: The arguments of the model's forward pass, taken from a batch on the device.
+            targets: What the objective compares the output with, likewise.
 
         Raises:
             ValueError: When the objective has parameters of its own.
@@ -145,6 +162,7 @@ class TrainingStep:
         self.optimizer = optimizer
         self.config = config
         self.inputs = inputs
+        self.targets = targets
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self.device = self.parameters[0].device
         self.precision = resolve_precision(config, self.device)
@@ -186,7 +204,7 @@ class TrainingStep:
         with self._gradients_stay_local(closes_group):
             with torch.autocast(self.device.type, self._autocast_dtype, enabled=self._autocast_dtype is not None):
                 output = self.model(*self.inputs(batch))
-            terms = self.objective(output, batch.labels)
+            terms = self.objective(output, self.targets(batch))
             loss = terms.total * torch.where(torch.isfinite(terms.total.detach()), 1.0 / group_size, float("nan"))
             (loss if self.scaler is None else self.scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
         metrics = {"loss": terms.total.detach()}

@@ -87,3 +87,36 @@ def colour_jitter(
     grey = pixels @ np.array([0.299, 0.587, 0.114])
     pixels = saturation * pixels + (1 - saturation) * grey[..., None]
     return np.clip(pixels, 0, 255)
+
+
+def turn_and_scale(x: float, y: float, degrees: float, scale: float, size: Sequence[int]) -> tuple[float, float]:
+    """A point of an image (height, width) turned clockwise (as seen, y down) and scaled about the image's middle."""
+    middle = complex((size[1] - 1) / 2, (size[0] - 1) / 2)
+    turned = (
+        (complex(x, y) - middle) * scale * complex(math.cos(math.radians(degrees)), math.sin(math.radians(degrees)))
+    )
+    return (turned + middle).real, (turned + middle).imag
+
+
+def warp_bilinear(
+    image: NDArray[np.uint8], degrees: float, scale: float, flipped: bool, outside: Sequence[float]
+) -> NDArray[np.float64]:
+    """Turn and scale an image (h, w, 3) about its middle, then flip it: each target pixel fetched from its source."""
+    height, width = image.shape[:2]
+    out = np.zeros(image.shape)
+
+    def pixel(row: int, column: int) -> NDArray[np.float64]:
+        inside = 0 <= row < height and 0 <= column < width
+        return image[row, column].astype(float) if inside else np.array(outside, dtype=float)
+
+    for y in range(height):
+        for x in range(width):
+            column = width - 1 - x if flipped else x
+            # undo: the opposite turn at the inverse scale
+            source_x, source_y = turn_and_scale(column, y, -degrees, 1 / scale, (height, width))
+            left, top = math.floor(source_x), math.floor(source_y)
+            u, v = source_x - left, source_y - top
+            upper = (1 - u) * pixel(top, left) + u * pixel(top, left + 1)
+            lower = (1 - u) * pixel(top + 1, left) + u * pixel(top + 1, left + 1)
+            out[y, x] = (1 - v) * upper + v * lower
+    return out

@@ -8,6 +8,7 @@ from reid.config import (
     FREE_KEYS,
     ConfigError,
     Experiment,
+    KeypointExperiment,
     digest,
     digestible,
     load_experiment,
@@ -118,7 +119,7 @@ def test_free_keys_exist_and_do_not_count() -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_configs_load_and_say_how_to_run_them(path: Path) -> None:
-    load_experiment(path)
+    load_experiment(path, [], KeypointExperiment if path.stem.startswith("keypoints") else Experiment)
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert any("command" in line for line in header)
     assert any("time" in line for line in header)

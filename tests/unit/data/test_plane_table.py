@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from reid.data.keypoint_labels import read_keypoint_file
-from reid.data.plane_table import count_planes
+from reid.data.plane_table import count_planes, visible_planes
 from reid.keypoints import MIRROR_PAIRS, PLANE_NAMES, PLANE_RULES, VERI_PLANE_RATES, VERI_SUBSTITUTION_GAINS, PlaneRule
 
 VERI_FILE = Path(__file__).parents[3] / "../shared/data/veri776-keypoints/keypoint_test.txt"
@@ -117,3 +117,14 @@ def test_the_veri_gallery_annotation_has_the_known_rates() -> None:
         # The known share of sides counts 11 images whose side is seen from within as visible: 65.8 against 65.7 %.
         assert table.rate(plane) == pytest.approx(VERI_PLANE_RATES[plane], abs=0.0011)
         assert table.gain(plane) == pytest.approx(VERI_SUBSTITUTION_GAINS.get(plane, 0.0), abs=0.0005)
+
+
+def test_visible_planes_are_the_ones_that_the_table_counts() -> None:
+    rng = np.random.default_rng(0)
+    points = rng.uniform(0, 100, (4000, 20, 3)).astype(np.float32)
+    points[..., 2] = rng.random((4000, 20)) < 0.85
+    table, planes = count_planes(points), visible_planes(points)
+    assert planes.shape == (4000, 4)
+    expected = {plane: table.visible[plane] + table.substituted[plane] for plane in ("front", "back", "side", "top")}
+    assert min(expected.values()) > 20
+    assert dict(zip(expected, planes.sum(axis=0).tolist(), strict=True)) == expected

@@ -48,6 +48,13 @@ def test_the_own_run_is_accepted_and_other_settings_on_request(
         refuse_other_run(state, RunDescription(fixed=other.fixed, data_hash="no"), optimizer, resume_anyway=True)
 
 
+def test_an_optional_part_that_the_checkpoint_does_not_know_and_nobody_uses_is_no_difference() -> None:
+    assert differences({"rate": 1, "old": None}, {"rate": 1, "warp": None}) == []
+    assert differences({"rate": 1}, {"rate": 1, "warp": {"degrees": 3}}) == [
+        "warp.degrees: absent in the checkpoint, 3 now"
+    ]
+
+
 def test_tuples_and_lists_are_no_difference() -> None:
     assert differences({"betas": [0.9, 0.999]}, {"betas": (0.9, 0.999)}) == []
     assert differences({"a": {}}, {"a": {"b": 1}}) == [

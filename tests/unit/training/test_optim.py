@@ -56,6 +56,10 @@ def _reference(config: OptimizerConfig, steps: int = 5) -> dict[str, torch.Tenso
                 first.mul_(config.momentum).add_(gradient)
                 value -= rate * first
                 continue
+            if config.name == "rmsprop":
+                second.mul_(0.99).add_(0.01 * gradient**2)
+                value -= rate * gradient / (second.sqrt() + 1e-8)
+                continue
             first.mul_(config.betas[0]).add_((1 - config.betas[0]) * gradient)
             second.mul_(config.betas[1]).add_((1 - config.betas[1]) * gradient**2)
             mean, square = first / (1 - config.betas[0] ** step), second / (1 - config.betas[1] ** step)
@@ -63,7 +67,7 @@ def _reference(config: OptimizerConfig, steps: int = 5) -> dict[str, torch.Tenso
     return values
 
 
-@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "rmsprop"])
 def test_every_optimizer_follows_the_textbook(name: Any) -> None:
     config = OptimizerConfig(name=name, learning_rate=0.05, weight_decay=0.1)
     expected, actual = _reference(config), _moved(config)

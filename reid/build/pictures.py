@@ -1,0 +1,21 @@
+"""Images of a shard set as pictures of a report."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reid.data.decode import decode_image
+from reid.data.shard_set import ShardSet
+from reid.evaluation.report import Picture
+from reid.visual.mosaic import encode_jpeg
+
+
+def raw_image(shards: ShardSet, sample: int) -> NDArray[np.uint8]:
+    """The pixels of a row of the index, as they are stored."""
+    return decode_image(shards.read_image(sample))
+
+
+def as_jpeg(image: NDArray[np.uint8], caption: str) -> Picture:
+    """A drawing as a picture of the page."""
+    return Picture(data=encode_jpeg(image), media_type="image/jpeg", caption=caption)
