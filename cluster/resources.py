@@ -41,7 +41,11 @@ def ray_connection(num_cpus: int | None = None) -> Iterator[None]:
         ray.init(**options)
     else:
         logger.info("RAY_ADDRESS is not set: starting Ray on this machine for this run (loopback only)")
-        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **options)
+        try:
+            ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **options)
+        except Exception as error:
+            # Ray raises a bare Exception when its processes are not up in time.
+            raise ConnectionError(f"Ray did not start on this machine (is it very busy?): {error}") from error
     if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own there, which ends the workers where they are
     try:
