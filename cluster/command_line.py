@@ -20,8 +20,9 @@ from ray.exceptions import RayError, RayTaskError
 from cluster.dry_run import dry_run
 from cluster.evaluation import EvaluationFailed
 from cluster.trainer import Resume, TrainingFailed, evaluate_run, train
-from reid.config import AnyExperiment, Experiment, load_experiment, to_yaml
+from reid.config import AnyExperiment, Experiment, load_experiment
 from reid.contracts import DataError
+from reid.settings_file import to_yaml
 
 logger = logging.getLogger("reid")
 

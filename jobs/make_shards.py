@@ -18,10 +18,10 @@ from contextlib import ExitStack
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from reid.config import read_settings
 from reid.data.manifest import Manifest
 from reid.data.readers import DatasetConfig, detect_format, read_dataset
 from reid.data.shards import PackConfig, RunTasks, ShardResult, pack_shards, run_in_this_process
+from reid.settings_file import read_settings
 
 
 def pack(arguments: argparse.Namespace) -> Manifest:

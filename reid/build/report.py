@@ -18,13 +18,14 @@ from reid.build.metrics_log import read_metrics
 from reid.build.pictures import as_jpeg, raw_image
 from reid.build.results import Result, read_result
 from reid.build.run_folder import RunFolder
-from reid.config import AnyExperiment, Experiment, KeypointExperiment, to_yaml
+from reid.config import AnyExperiment, Experiment, KeypointExperiment
 from reid.contracts import Batch
 from reid.data.shard_set import ShardSet
 from reid.evaluation.keypoint_results import KeypointResult
 from reid.evaluation.report import Picture, Report, Section, render_report
 from reid.evaluation.results import RetrievalResult
 from reid.models.perspective import PlaneConfig, find_planes
+from reid.settings_file import to_yaml
 from reid.storage import Location, exists, write_bytes_atomic
 from reid.visual.activation import activation_picture, distance_activation_maps
 from reid.visual.curves import draw_curves

@@ -17,7 +17,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from reid.config import AnyExperiment, to_yaml
+from reid.config import AnyExperiment
+from reid.settings_file import to_yaml
 from reid.storage import Location, delete_tree, exists, list_names, open_location, read_bytes, write_bytes_atomic
 
 

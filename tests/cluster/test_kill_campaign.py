@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from reid.build.run_folder import open_run
-from reid.config import Experiment, to_yaml
+from reid.config import Experiment
+from reid.settings_file import to_yaml
 from reid.training.checkpoint import CheckpointStore
 from tests.cluster.conftest import tiny_experiment
 

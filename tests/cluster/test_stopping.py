@@ -18,8 +18,9 @@ from cluster.run_marks import RefusalMark, StopMark
 from cluster.trainer import train
 from reid.build.metrics_log import read_metrics
 from reid.build.run_folder import RunFolder, open_run
-from reid.config import Experiment, to_yaml
+from reid.config import Experiment
 from reid.contracts import DataError
+from reid.settings_file import to_yaml
 from reid.storage import exists, open_location
 from reid.training.checkpoint import CheckpointStore
 from tests.cluster.conftest import tiny_experiment

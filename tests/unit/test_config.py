@@ -6,15 +6,13 @@ import pytest
 
 from reid.config import (
     FREE_KEYS,
-    ConfigError,
     Experiment,
     KeypointExperiment,
     digest,
     digestible,
     load_experiment,
-    parse_yaml,
-    to_yaml,
 )
+from reid.settings_file import ConfigError, parse_yaml, to_yaml
 
 CONFIGS = sorted((Path(__file__).parents[2] / "jobs" / "configs").glob("*.yaml"))
 

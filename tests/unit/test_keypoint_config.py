@@ -5,14 +5,13 @@ from pathlib import Path
 import pytest
 
 from reid.config import (
-    ConfigError,
     Experiment,
     KeypointExperiment,
     experiment_of,
     load_experiment,
-    to_yaml,
     with_overrides,
 )
+from reid.settings_file import ConfigError, to_yaml
 
 
 def test_the_detectors_defaults_are_the_papers_and_those_of_ppt_stay() -> None:
