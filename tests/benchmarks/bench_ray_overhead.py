@@ -54,6 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--log-every", type=int, default=8, help="steps a row")
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--output", type=Path, help="write the result as JSON")
     arguments = parser.parse_args()
@@ -72,7 +73,8 @@ def main() -> None:
                             f"name={variant}-{number}", f"runs={folder / 'runs'}", f"data.shards={folder / 'shards'}",
                             f"data.transform.height={arguments.size}", f"data.transform.width={arguments.size}",
                             "data.transform.padding=4", "model.backbone.name=resnet18",
-                            f"training.loop.epochs={arguments.epochs}", "training.loop.log_every_steps=2",
+                            f"training.loop.epochs={arguments.epochs}",
+                            f"training.loop.log_every_steps={arguments.log_every}",
                             f"training.loop.checkpoint_every_epochs={arguments.epochs}", "evaluation.num_rank_lists=0",
                             f"evaluation.every_epochs={1000 * arguments.epochs}", f"cluster.num_workers={WORKERS}",
                             "cluster.cpus_per_evaluation_worker=0",
