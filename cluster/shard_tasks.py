@@ -2,38 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import cv2
 import ray
+import torch
 
-from reid.data.staging import ShardResult
+from reid.data.staging import ShardResult, ShardWork
+from reid.storage import Location, open_location
 
 TASK_RETRIES = 3
 """A task whose process or node dies runs again elsewhere; it writes the same bytes to the same name."""
 
 
-def in_ray_tasks(work: Any, calls: Iterable[tuple[Any, ...]]) -> Iterator[ShardResult]:
-    """Calls a function once per shard in Ray tasks of one CPU and yields each result as it comes.
+def run_on_ray(
+    tasks: Sequence[Any], folder: Location, work: ShardWork, *, num_cpus: int = 1, num_gpus: float = 0
+) -> Iterator[ShardResult]:
+    """Writes the shards of `tasks` by Ray tasks and yields each result as it comes; for `run_tasks=` of packing and
+    enrichment.
 
     No more tasks are handed out than can soon run, so that stopping early (too many bad images) leaves little behind.
+    Local sources and a local `folder` must be visible under the same paths on all nodes.
 
     Args:
-        work: Writes one shard.
-        calls: Its arguments for each shard.
+        tasks: One for each shard.
+        folder: The staging folder.
+        work: Writes the shard of a task.
+        num_cpus: CPUs, and threads, of each task.
+        num_gpus: GPUs of each task; a fraction shares one.
     """
-    remote = ray.remote(num_cpus=1, max_retries=TASK_RETRIES)(work)
-    waiting = iter(calls)
+    remote = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=TASK_RETRIES)(_carry_out)
+    reference = ray.put(work)
+    waiting = iter(tasks)
     running: list[ray.ObjectRef[ShardResult]] = []
     try:
         while True:
-            limit = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))  # the cluster may grow meanwhile
-            while len(running) < limit and (call := next(waiting, None)) is not None:
-                running.append(remote.remote(*call))
+            resources = ray.cluster_resources()  # the cluster may grow meanwhile
+            slots = resources.get("CPU", 1.0) / num_cpus
+            if num_gpus:
+                slots = min(slots, resources.get("GPU", 1.0) / num_gpus)
+            limit = 2 * max(1, int(slots))
+            while len(running) < limit and (task := next(waiting, None)) is not None:
+                running.append(remote.remote(task, folder.uri, reference, num_cpus))
             if not running:
                 return
             finished, running = ray.wait(running, num_returns=1)
             yield ray.get(finished[0])
     finally:
-        for reference in running:
-            ray.cancel(reference)
+        for unfinished in running:
+            ray.cancel(unfinished)
+
+
+def _carry_out(task: Any, folder: str, work: ShardWork, num_threads: int) -> ShardResult:
+    cv2.setNumThreads(1)  # the work has threads of its own if it wants them
+    torch.set_num_threads(num_threads)
+    return work(task, open_location(folder))

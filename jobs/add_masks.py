@@ -21,14 +21,14 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cluster.command_line import exit_code, set_up_logging
-from cluster.precompute import run_on_ray
 from cluster.resources import ray_connection
+from cluster.shard_tasks import run_on_ray
 from reid.build.mask_pictures import picture_of_masks
 from reid.data.coarse_masks import CoarseMaskConfig, CoarseMasks
-from reid.data.enrichment import RunTasks, enrich_shards, run_in_this_process
+from reid.data.enrichment import enrich_shards
 from reid.data.manifest import Manifest
 from reid.data.shard_set import open_shards
-from reid.data.shards import ShardResult
+from reid.data.staging import RunTasks, ShardResult, run_in_this_process
 from reid.settings_file import read_settings
 from reid.visual.mosaic import save_picture
 

@@ -20,7 +20,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from reid.data.manifest import Manifest
 from reid.data.readers import DatasetConfig, detect_format, read_dataset
-from reid.data.shards import PackConfig, RunTasks, ShardResult, pack_shards, run_in_this_process
+from reid.data.shards import PackConfig, ShardResult, pack_shards
+from reid.data.staging import RunTasks, run_in_this_process
 from reid.settings_file import read_settings
 
 
@@ -34,8 +35,8 @@ def pack(arguments: argparse.Namespace) -> Manifest:
     with ExitStack() as stack:
         run_tasks: RunTasks = run_in_this_process
         if not arguments.no_ray:
-            from cluster.packing import run_on_ray
             from cluster.resources import ray_connection
+            from cluster.shard_tasks import run_on_ray
 
             stack.enter_context(ray_connection())
             run_tasks = run_on_ray

@@ -12,7 +12,8 @@ import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,23 +22,13 @@ from reid import storage
 from reid.contracts import DataError
 from reid.data.additions import BOXES, KEYPOINTS, MASK, Enrichment, Provenance
 from reid.data.enriched_shard import EnrichTask, enrich_shard
-from reid.data.index import Index, concatenate_indexes, index_to_parquet
-from reid.data.manifest import ENRICHED_SCHEMA, Addition, IndexInfo, Manifest
+from reid.data.index import Index
+from reid.data.manifest import ENRICHED_SCHEMA, Addition, Manifest
 from reid.data.shard_set import open_shards
-from reid.data.staging import ShardResult, build_set
+from reid.data.staging import RunTasks, ShardResult, build_set, in_plan_order, join_indexes, run_in_this_process
 from reid.storage import Location
 
 logger = logging.getLogger(__name__)
-
-
-RunTasks = Callable[[Sequence[EnrichTask], Location, Enrichment], Iterable[ShardResult]]
-"""Carries out tasks, in any order and anywhere, and yields each result as it comes."""
-
-
-def run_in_this_process(tasks: Sequence[EnrichTask], folder: Location, enrichment: Enrichment) -> Iterator[ShardResult]:
-    """Writes one shard after the other."""
-    for task in tasks:
-        yield enrich_shard(task, folder, enrichment)
 
 
 def enrich_shards(
@@ -82,7 +73,7 @@ def enrich_shards(
         logger.info("%s for %s: %d images in %d shards", provenance.name, manifest.name, len(index), len(tasks))
         results: list[ShardResult] = []
         done = 0
-        for result in run_tasks(tasks, staging, enrichment):
+        for result in run_tasks(tasks, staging, partial(enrich_shard, enrichment=enrichment)):
             results.append(result)
             done += result.info.count
             if progress is not None:
@@ -129,10 +120,7 @@ def join_results(
     Raises:
         ValueError: results do not belong to the tasks, or no image was given anything.
     """
-    by_name = {result.info.name: result for result in results}
-    if len(results) != len(tasks) or set(by_name) != {task.info.name for task in tasks}:
-        raise ValueError(f"got results of {len(results)} shards, expected those of {len(tasks)} others")
-    ordered = [by_name[task.info.name] for task in tasks]
+    ordered = in_plan_order([task.info.name for task in tasks], results)
     problems: Counter[str] = Counter()
     counts: Counter[str] = Counter()
     for result in ordered:
@@ -145,8 +133,7 @@ def join_results(
     measures = sorted({name for result in ordered for name in result.sums})
     # The order of the shards, not of the results: a sum of floats depends on it.
     sums = {name: math.fsum(result.sums.get(name, 0.0) for result in ordered) for name in measures}
-    index = concatenate_indexes([result.index for result in ordered])
-    data = index_to_parquet(index)
+    _, data, info = join_indexes(ordered)
     addition = Addition(
         **provenance.model_dump(),
         source_hash=source.hash,
@@ -157,12 +144,7 @@ def join_results(
     changes = {
         "schema_version": ENRICHED_SCHEMA,
         "shards": tuple(result.info for result in ordered),
-        "index": IndexInfo(
-            size=len(data),
-            sha256=hashlib.sha256(data).hexdigest(),
-            content_sha256=index.content_sha256(),
-            rows=len(index),
-        ),
+        "index": info,
         "additions": (*source.additions, addition),
         "plan_digest": digest,
     }

@@ -7,36 +7,29 @@ of the time or the place gets into the content: the set's hash depends on the ph
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from reid import storage
 from reid.contracts import Record
-from reid.data.index import concatenate_indexes, index_to_parquet, training_labels
-from reid.data.manifest import (
-    PACKED_SCHEMA,
-    IndexInfo,
-    Manifest,
-    SkippedSample,
-)
+from reid.data.index import training_labels
+from reid.data.manifest import PACKED_SCHEMA, Manifest, SkippedSample
 from reid.data.shard_plan import PackConfig, PackPlan, ShardTask, content_settings, plan_shards
 from reid.data.shard_writer import write_shard
-from reid.data.staging import ShardResult, build_set
+from reid.data.staging import RunTasks, ShardResult, build_set, in_plan_order, join_indexes, run_in_this_process
 from reid.storage import Location
 
 __all__ = [
     "PackConfig",
     "PackPlan",
-    "RunTasks",
     "ShardResult",
     "ShardTask",
     "join_results",
     "pack_shards",
     "plan_shards",
-    "run_in_this_process",
     "write_shard",
 ]
 
@@ -49,20 +42,16 @@ def join_results(plan: PackPlan, results: Sequence[ShardResult]) -> tuple[Manife
     Raises:
         ValueError: results do not belong to the plan, nothing is left, or too many images were bad.
     """
-    by_name = {result.info.name: result for result in results}
-    if len(results) != len(plan.tasks) or set(by_name) != {task.name for task in plan.tasks}:
-        raise ValueError(f"got results of {len(results)} shards, the plan has {len(plan.tasks)} others")
-    results = [by_name[task.name] for task in plan.tasks]
+    results = in_plan_order([task.name for task in plan.tasks], results)
     skipped = sorted((s for result in results for s in result.skipped), key=lambda s: (s.split, s.key))
     refuse_too_many_bad(skipped, plan)
-    index = concatenate_indexes([result.index for result in results])
+    index, data, info = join_indexes(results)
     if len(index) == 0:
         raise ValueError("no image is left to pack")
     labels, _ = training_labels(index.split, index.vehicle_id)
     repairs: Counter[str] = Counter()
     for result in results:
         repairs.update(result.repairs)
-    data = index_to_parquet(index)
     per_split = {split: index.vehicle_id[index.split == split].tolist() for split in plan.source_counts}
     manifest = Manifest(
         schema_version=PACKED_SCHEMA,
@@ -76,12 +65,7 @@ def join_results(plan: PackPlan, results: Sequence[ShardResult]) -> tuple[Manife
         labels=labels,
         num_classes=len(labels),
         shards=tuple(result.info for result in results),
-        index=IndexInfo(
-            size=len(data),
-            sha256=hashlib.sha256(data).hexdigest(),
-            content_sha256=index.content_sha256(),
-            rows=len(index),
-        ),
+        index=info,
         packing=content_settings(plan.config),
         plan_digest=plan.digest,
     ).sealed()
@@ -99,16 +83,6 @@ def refuse_too_many_bad(skipped: Sequence[SkippedSample], plan: PackPlan) -> Non
         f"{len(skipped)} of {plan.num_images} images are bad ({reasons}), more than max_bad_fraction = {limit:g}:"
         f" {first} ...; mend the source, or raise the limit if this is as it should be"
     )
-
-
-RunTasks = Callable[[Sequence[ShardTask], Location, PackConfig], Iterable[ShardResult]]
-"""Carries out tasks, in any order and anywhere, and yields each result as it comes."""
-
-
-def run_in_this_process(tasks: Sequence[ShardTask], folder: Location, config: PackConfig) -> Iterator[ShardResult]:
-    """Writes one shard after the other."""
-    for task in tasks:
-        yield write_shard(task, folder, config)
 
 
 def pack_shards(
@@ -148,7 +122,7 @@ def pack_shards(
         )
         results: list[ShardResult] = []
         skipped: list[SkippedSample] = []
-        for result in run_tasks(plan.tasks, staging, plan.config):
+        for result in run_tasks(plan.tasks, staging, partial(write_shard, config=plan.config)):
             results.append(result)
             skipped.extend(result.skipped)
             refuse_too_many_bad(skipped, plan)

@@ -7,20 +7,22 @@ run that died at any point continues with the shards it has, and one that finds 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from reid import storage
-from reid.data.index import Index, index_from_parquet, index_to_parquet
+from reid.data.index import Index, concatenate_indexes, index_from_parquet, index_to_parquet
 from reid.data.manifest import (
     INDEX_NAME,
     MANIFEST_NAME,
+    IndexInfo,
     Manifest,
     ShardInfo,
     SkippedSample,
@@ -50,6 +52,43 @@ class ShardResult:
     """Of what was measured on each image, such as the share of its foreground."""
     kept: bool = False
     """Found finished from an earlier run."""
+
+
+ShardWork = Callable[[Any, Location], ShardResult]
+"""Writes the shard of a task into the staging folder; picklable, so that other processes can do it."""
+RunTasks = Callable[[Sequence[Any], Location, ShardWork], Iterable[ShardResult]]
+"""Carries out the work on tasks, in any order and anywhere, and yields each result as it comes."""
+
+
+def run_in_this_process(tasks: Sequence[Any], folder: Location, work: ShardWork) -> Iterator[ShardResult]:
+    """Writes one shard after the other."""
+    for task in tasks:
+        yield work(task, folder)
+
+
+def in_plan_order(names: Sequence[str], results: Sequence[ShardResult]) -> list[ShardResult]:
+    """The results of all tasks in the order of their shards' names.
+
+    Raises:
+        ValueError: a shard has no result or two, or a result belongs to none.
+    """
+    by_name = {result.info.name: result for result in results}
+    if len(results) != len(names) or set(by_name) != set(names):
+        raise ValueError(f"got results of {len(results)} shards, the plan has {len(names)} others")
+    return [by_name[name] for name in names]
+
+
+def join_indexes(results: Sequence[ShardResult]) -> tuple[Index, bytes, IndexInfo]:
+    """The index over all shards, the bytes of its file and what the manifest says about it."""
+    index = concatenate_indexes([result.index for result in results])
+    data = index_to_parquet(index)
+    info = IndexInfo(
+        size=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        content_sha256=index.content_sha256(),
+        rows=len(index),
+    )
+    return index, data, info
 
 
 def stage_shard(

@@ -18,14 +18,14 @@ import pytest
 
 from reid import storage
 from reid.contracts import DataError
-from reid.data.additions import Enrichment
 from reid.data.decode import decode_mask
-from reid.data.enriched_shard import EnrichTask, enrich_shard
-from reid.data.enrichment import enrich_shards, run_in_this_process
+from reid.data.enriched_shard import EnrichTask
+from reid.data.enrichment import enrich_shards
 from reid.data.manifest import MANIFEST_NAME, manifest_to_json
 from reid.data.plan import PlanConfig
 from reid.data.shard_set import open_shards
 from reid.data.shards import ShardResult, pack_shards
+from reid.data.staging import ShardWork, run_in_this_process
 from reid.data.stream import LoaderConfig, TrainStream
 from reid.data.transforms import TransformConfig
 from reid.data.verify import verify_shards
@@ -133,7 +133,7 @@ def test_enriching_again_finds_the_finished_set(tmp_path: Path, source: Path) ->
     manifest = enrich_shards(source, tmp_path / "target", Painted())
     times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "target").iterdir()}
 
-    def never(tasks: Sequence[EnrichTask], folder: Location, enrichment: Enrichment) -> Iterator[ShardResult]:
+    def never(tasks: Sequence[EnrichTask], folder: Location, work: ShardWork) -> Iterator[ShardResult]:
         raise AssertionError("everything was there")
 
     assert enrich_shards(source, tmp_path / "target", Painted(), run_tasks=never) == manifest
@@ -149,14 +149,14 @@ def test_other_settings_are_another_set(tmp_path: Path, source: Path) -> None:
     assert open_shards(tmp_path / "target").manifest == second
 
 
-def run_in_processes(tasks: Sequence[EnrichTask], folder: Location, enrichment: Enrichment) -> Iterator[ShardResult]:
+def run_in_processes(tasks: Sequence[EnrichTask], folder: Location, work: ShardWork) -> Iterator[ShardResult]:
     with ProcessPoolExecutor(2, multiprocessing.get_context("forkserver")) as pool:
-        yield from pool.map(enrich_shard, tasks, repeat(folder), repeat(enrichment))
+        yield from pool.map(work, tasks, repeat(folder))
 
 
 def test_the_set_is_the_same_in_any_order_and_for_any_number_of_processes(tmp_path: Path, source: Path) -> None:
-    def backwards(tasks: Sequence[EnrichTask], folder: Location, enrichment: Enrichment) -> Iterator[ShardResult]:
-        return run_in_this_process(tasks[::-1], folder, enrichment)
+    def backwards(tasks: Sequence[EnrichTask], folder: Location, work: ShardWork) -> Iterator[ShardResult]:
+        return run_in_this_process(tasks[::-1], folder, work)
 
     expected = enrich_shards(source, tmp_path / "one", Painted())
     assert enrich_shards(source, tmp_path / "backwards", Painted(), run_tasks=backwards) == expected
@@ -189,9 +189,9 @@ def test_shards_of_other_settings_are_not_kept(tmp_path: Path, source: Path) -> 
     folder = storage.open_location(tmp_path / "staging")
     kept = []
 
-    def run(tasks: Sequence[EnrichTask], _: Location, enrichment: Enrichment) -> Iterator[ShardResult]:
+    def run(tasks: Sequence[EnrichTask], _: Location, work: ShardWork) -> Iterator[ShardResult]:
         for task in tasks:
-            result = enrich_shard(task, folder, enrichment)
+            result = work(task, folder)
             kept.append(result.kept)
             yield result
 
@@ -235,9 +235,9 @@ def test_a_pickled_member_is_refused_and_not_executed(tmp_path: Path, source: Pa
 
 
 def test_a_shard_that_is_not_what_its_index_says_is_refused(tmp_path: Path, source: Path) -> None:
-    def shifted(tasks: Sequence[EnrichTask], folder: Location, enrichment: Enrichment) -> Iterator[ShardResult]:
+    def shifted(tasks: Sequence[EnrichTask], folder: Location, work: ShardWork) -> Iterator[ShardResult]:
         rows = replace(tasks[0].rows, image_offset=tasks[0].rows.image_offset + 512)
-        return run_in_this_process([replace(tasks[0], rows=rows)], folder, enrichment)
+        return run_in_this_process([replace(tasks[0], rows=rows)], folder, work)
 
     with pytest.raises(DataError, match="is not where the index says"):
         enrich_shards(source, tmp_path / "target", Painted(), run_tasks=shifted)

@@ -25,9 +25,9 @@ from reid.data.shards import (
     ShardTask,
     pack_shards,
     plan_shards,
-    run_in_this_process,
     write_shard,
 )
+from reid.data.staging import ShardWork, run_in_this_process
 from reid.data.verify import verify_shards
 from reid.storage import Location, open_location
 from tests.unit.data.raw_images import SMALL, draw_records, encoded_noise
@@ -263,9 +263,9 @@ class Interruption(Exception):  # noqa: N818
 
 
 def test_an_interrupted_packing_continues_with_the_shards_it_has(tmp_path: Path, records: list[Record]) -> None:
-    def die_after_two(tasks: Sequence[ShardTask], folder: Location, config: PackConfig) -> Iterator[ShardResult]:
+    def die_after_two(tasks: Sequence[ShardTask], folder: Location, work: ShardWork) -> Iterator[ShardResult]:
         for task in tasks[:2]:
-            yield write_shard(task, folder, config)
+            yield work(task, folder)
         raise Interruption
 
     with pytest.raises(Interruption):
@@ -333,7 +333,7 @@ def test_a_set_whose_last_rename_was_lost_is_moved_into_place(tmp_path: Path, re
     staging = tmp_path / f".tmp-set-{manifest.plan_digest[:16]}"
     (tmp_path / "set").rename(staging)
 
-    def never(tasks: Sequence[ShardTask], folder: Location, config: PackConfig) -> Iterator[ShardResult]:
+    def never(tasks: Sequence[ShardTask], folder: Location, work: ShardWork) -> Iterator[ShardResult]:
         raise AssertionError("everything was there")
 
     assert pack_shards(records, tmp_path / "set", SMALL, run_tasks=never) == manifest
@@ -341,16 +341,16 @@ def test_a_set_whose_last_rename_was_lost_is_moved_into_place(tmp_path: Path, re
 
 
 def test_the_order_in_which_shards_are_finished_changes_nothing(tmp_path: Path, records: list[Record]) -> None:
-    def backwards(tasks: Sequence[ShardTask], folder: Location, config: PackConfig) -> Iterator[ShardResult]:
-        return run_in_this_process(tasks[::-1], folder, config)
+    def backwards(tasks: Sequence[ShardTask], folder: Location, work: ShardWork) -> Iterator[ShardResult]:
+        return run_in_this_process(tasks[::-1], folder, work)
 
     one = pack_shards(records, tmp_path / "one", SMALL, run_tasks=backwards)
     assert one.hash == pack_shards(records, tmp_path / "two", SMALL).hash
 
 
 def test_a_shard_that_was_written_where_nobody_else_sees_it_is_reported(tmp_path: Path, records: list[Record]) -> None:
-    def elsewhere(tasks: Sequence[ShardTask], folder: Location, config: PackConfig) -> Iterator[ShardResult]:
-        return run_in_this_process(tasks, open_location(tmp_path / "another-disk"), config)
+    def elsewhere(tasks: Sequence[ShardTask], folder: Location, work: ShardWork) -> Iterator[ShardResult]:
+        return run_in_this_process(tasks, open_location(tmp_path / "another-disk"), work)
 
     with pytest.raises(ValueError, match=r"has None bytes, expected .* storage that all packing processes share"):
         pack_shards(records, tmp_path / "set", SMALL, run_tasks=elsewhere)

@@ -15,13 +15,13 @@ from pyarrow import fs
 
 from reid import storage
 from reid.contracts import Record
-from reid.data.additions import Enrichment
 from reid.data.cache import CacheConfig
-from reid.data.enriched_shard import EnrichTask, enrich_shard
+from reid.data.enriched_shard import EnrichTask
 from reid.data.enrichment import enrich_shards
 from reid.data.manifest import MANIFEST_NAME
 from reid.data.shard_set import open_shards
-from reid.data.shards import PackConfig, ShardResult, ShardTask, pack_shards, write_shard
+from reid.data.shards import ShardResult, ShardTask, pack_shards
+from reid.data.staging import ShardWork
 from reid.data.verify import verify_shards
 from reid.storage import Location, RetryCounter, RetryPolicy
 from tests.unit.data.enrichments import Painted
@@ -128,9 +128,9 @@ def test_the_manifest_is_uploaded_last(uri: str, gate: Gate, records: list[Recor
 
 
 def test_an_interrupted_upload_is_no_set_and_continues(uri: str, gate: Gate, records: list[Record]) -> None:
-    def die_after_two(tasks: Sequence[ShardTask], folder: Location, config: PackConfig) -> Iterator[ShardResult]:
+    def die_after_two(tasks: Sequence[ShardTask], folder: Location, work: ShardWork) -> Iterator[ShardResult]:
         for task in tasks[:2]:
-            yield write_shard(task, folder, config)
+            yield work(task, folder)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -150,9 +150,9 @@ def test_enriching_on_s3_gives_the_local_set_and_continues(
     pack_shards(records, f"{uri}/source", SMALL)
     expected = enrich_shards(tmp_path / "source", tmp_path / "target", Painted())
 
-    def die_after_two(tasks: Sequence[EnrichTask], folder: Location, enrichment: Enrichment) -> Iterator[ShardResult]:
+    def die_after_two(tasks: Sequence[EnrichTask], folder: Location, work: ShardWork) -> Iterator[ShardResult]:
         for task in tasks[:2]:
-            yield enrich_shard(task, folder, enrichment)
+            yield work(task, folder)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.precompute import run_on_ray
+from cluster.shard_tasks import run_on_ray
 from jobs import add_masks
 from reid.contracts import DataError
 from reid.data.enrichment import enrich_shards

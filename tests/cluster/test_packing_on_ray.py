@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.packing import run_on_ray
+from cluster.shard_tasks import run_on_ray
 from reid.data.shards import pack_shards
 from tests.unit.data.raw_images import SMALL, draw_records, encoded_noise
 
