@@ -54,6 +54,11 @@ def ray_connection(num_cpus: int | None = None) -> Iterator[None]:
         ray.shutdown()
 
 
+def has_gpus() -> bool:
+    """Whether the connected cluster has GPUs now."""
+    return float(ray.cluster_resources().get("GPU", 0)) > 0
+
+
 def resolve_device(cluster: ClusterConfig) -> str:
     """The device of this run, "cuda" or "cpu", from what the connected cluster has now.
 

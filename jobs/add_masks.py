@@ -14,21 +14,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
-from contextlib import ExitStack
-from pathlib import Path
-
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cluster.command_line import exit_code, set_up_logging
-from cluster.resources import ray_connection
-from cluster.shard_tasks import run_on_ray
-from reid.build.mask_pictures import picture_of_masks
+from jobs.enrichment_job import Work, add_arguments, enrich
+from reid.build.addition_pictures import picture_of_masks
 from reid.data.coarse_masks import CoarseMaskConfig, CoarseMasks
-from reid.data.enrichment import enrich_shards
-from reid.data.manifest import Manifest
 from reid.data.shard_set import open_shards
-from reid.data.staging import RunTasks, ShardResult, run_in_this_process
 from reid.settings_file import read_settings
 from reid.visual.mosaic import save_picture
 
@@ -38,67 +29,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = parser.add_mutually_exclusive_group(required=True)
     kinds.add_argument("--coarse", action="store_true", help="masks by GrabCut")
-    parser.add_argument("source", help="folder of the set: local path, s3://, gs:// or http(s)://")
-    parser.add_argument("target", help="folder to make: local path, s3:// or gs://")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of the masks")
-    parser.add_argument("--no-ray", action="store_true", help="compute in this process")
-    parser.add_argument("--overwrite", action="store_true", help="replace another shard set at the target")
-    parser.add_argument("--pictures", type=Path, metavar="FILE", help="write a picture of masks (.png or .jpg)")
-    parser.add_argument("--num-pictures", type=int, default=24, help="images in it")
+    add_arguments(parser, "masks")
     arguments = parser.parse_intermixed_args()
     set_up_logging()
     return exit_code(lambda: _add(arguments), "start it again to continue")
 
 
 def _add(arguments: argparse.Namespace) -> None:
-    enrichment = CoarseMasks(read_settings(CoarseMaskConfig, arguments.settings))
-    if arguments.pictures and arguments.pictures.suffix.lower() not in {".jpg", ".jpeg", ".png"}:
-        raise ValueError(f"--pictures {arguments.pictures}: expected a name that ends in .jpg or .png")
-    columns = (TextColumn("masks"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    num_new = 0
-    with ExitStack() as stack:
-        run_tasks: RunTasks = run_in_this_process
-        if not arguments.no_ray:
-            stack.enter_context(ray_connection())
-            run_tasks = run_on_ray
-        bar = stack.enter_context(Progress(*columns, transient=True, disable=not sys.stderr.isatty()))
-        row = bar.add_task("images", total=None)
-
-        def show(done: int, total: int, result: ShardResult) -> None:
-            nonlocal num_new
-            num_new += 0 if result.kept else result.info.count
-            bar.update(row, completed=done, total=total)
-
-        started = time.monotonic()
-        manifest = enrich_shards(
-            arguments.source,
-            arguments.target,
-            enrichment,
-            run_tasks=run_tasks,
-            overwrite=arguments.overwrite,
-            progress=show,
-        )
-        seconds = time.monotonic() - started
-    _print_summary(manifest, arguments.target, num_new, seconds)
+    config = read_settings(CoarseMaskConfig, arguments.settings)
+    enrich(arguments, "masks", lambda has_gpus: Work(CoarseMasks(config)))
     if arguments.pictures:
         with open_shards(arguments.target) as shards:
             save_picture(picture_of_masks(shards, arguments.num_pictures), arguments.pictures)
-
-
-def _print_summary(manifest: Manifest, target: str, num_new: int, seconds: float) -> None:
-    addition = manifest.additions[-1]
-    speed = f"{num_new:,} now, {num_new / seconds:,.1f} a second" if num_new else "all there before"
-    fallbacks = ", ".join(f"{count:,} {kind}" for kind, count in addition.problems.items())
-    lines = {
-        "images": f"{manifest.num_images:,} ({speed})",
-        "added": ", ".join(f"{count:,} {kind}" for kind, count in addition.members.items()),
-        "fallbacks": fallbacks or "none",
-        **{name.replace("_", " "): f"{mean:.1%} on average" for name, mean in addition.means.items()},
-        "made by": f"{addition.name}: {addition.version}",
-        "set": f"{len(manifest.shards)} shards, {manifest.num_bytes / 1e6:,.1f} MB in {target}, {manifest.hash}",
-    }
-    for name, text in lines.items():
-        print(f"{name:18} {text}")
 
 
 if __name__ == "__main__":

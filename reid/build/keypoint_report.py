@@ -6,17 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from reid.build.addition_pictures import draw_image_planes
 from reid.build.pictures import as_jpeg, raw_image
 from reid.config import KeypointExperiment
 from reid.data.shard_set import ShardSet
 from reid.evaluation.keypoint_results import KeypointResult, planes_table, points_table
 from reid.evaluation.report import Section
-from reid.models.perspective import PlaneConfig, find_planes
 from reid.visual.mosaic import GREY, captioned, column, fit_tile, row
-from reid.visual.planes import draw_planes
 
 TILE: Final = 190
 PAIRS_IN_ROW: Final = 3
@@ -65,12 +63,7 @@ def _pair(shards: ShardSet, example: Mapping[str, Any]) -> NDArray[np.uint8]:
     sample = int(example["sample"])
     image = raw_image(shards, sample)
     predicted = np.array(example["keypoints"], dtype=np.float32)
-    drawn = [_drawn(image, points) for points in (predicted, shards.index.keypoints[sample])]
+    drawn = [draw_image_planes(image, points, TILE) for points in (predicted, shards.index.keypoints[sample])]
     captions = (f"{shards.index.key[sample]}", f"{example['num_wrong']} of {len(predicted)} wrong")
     tiles = [captioned(fit_tile(tile, TILE), caption, GREY) for tile, caption in zip(drawn, captions, strict=True)]
     return row(tiles, gap=2)
-
-
-def _drawn(image: NDArray[np.uint8], keypoints: NDArray[np.float32]) -> NDArray[np.uint8]:
-    planes = find_planes(torch.from_numpy(keypoints[None].copy()), image.shape[0], image.shape[1], PlaneConfig())
-    return draw_planes(image, planes.corners[0].numpy(), planes.visible[0].numpy(), keypoints, tile_size=TILE)

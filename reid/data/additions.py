@@ -23,7 +23,7 @@ class Sample:
 
     key: str
     image: memoryview
-    """The image file; valid until the next sample is taken."""
+    """The image file."""
     width: int
     """Pixels of the stored image."""
     height: int

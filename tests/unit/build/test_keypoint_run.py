@@ -138,7 +138,8 @@ def test_evaluation_report_and_thresholds_of_a_checkpoint(trained: KeypointExper
     assert keypoints.shape == (2, 20, 3)
     assert scores.shape == (2, 20)
     assert (keypoints[..., 2] == 1).all()
-    assert keypoints[0, :, 0].max() > 32
+    larger, _ = predict_keypoints(detector.model, images, 2 * sizes, np.full(20, -9.0))
+    np.testing.assert_allclose(larger[..., :2] + 0.5, 2 * (keypoints[..., :2] + 0.5), rtol=1e-6)
     assert (keypoints[..., :2] <= sizes[:, None, ::-1] - 0.5).all()
     none, _ = predict_keypoints(detector.model, images, sizes, np.full(20, 9.0))
     assert not none.any()

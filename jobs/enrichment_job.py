@@ -1,0 +1,138 @@
+"""What the jobs that add something to a finished shard set have in common: options, Ray, progress, the summary."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from cluster.resources import has_gpus, ray_connection
+from cluster.shard_tasks import run_on_ray
+from reid.build.network_additions import NetworkRun, NetworkRunConfig, resolve_run
+from reid.data.additions import Enrichment
+from reid.data.enrichment import enrich_shards
+from reid.data.manifest import Manifest
+from reid.data.staging import RunTasks, ShardResult, run_in_this_process
+
+PICTURE_ENDINGS = (".jpg", ".jpeg", ".png")
+
+
+def add_arguments(parser: argparse.ArgumentParser, of: str) -> None:
+    """The arguments of every such job.
+
+    Args:
+        parser: To add them to.
+        of: What is added, for the help.
+    """
+    parser.add_argument("source", help="folder of the set: local path, s3://, gs:// or http(s)://")
+    parser.add_argument("target", help="folder to make: local path, s3:// or gs://")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help=f"settings of the {of}")
+    parser.add_argument("--no-ray", action="store_true", help="compute in this process")
+    parser.add_argument("--overwrite", action="store_true", help="replace another shard set at the target")
+    parser.add_argument("--pictures", type=Path, metavar="FILE", help=f"write a picture of {of} (.png or .jpg)")
+    parser.add_argument("--num-pictures", type=int, default=24, help="images in it")
+
+
+Watch = Callable[[int, int, ShardResult], None]
+"""Sees images done, all images and each shard's result; may raise to end the job."""
+
+
+def _nothing(done: int, total: int, result: ShardResult) -> None:
+    """For work that nobody watches."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a job has decided to do once it knows the machines."""
+
+    enrichment: Enrichment
+    watch: Watch = _nothing
+    num_cpus: int = 1
+    """Of each task."""
+    num_gpus: float = 0.0
+    """Of each task."""
+
+
+def network_work(
+    enrichment: Callable[[NetworkRun], Enrichment],
+    config: NetworkRunConfig,
+    *,
+    has_gpus: bool,
+    watch: Watch = _nothing,
+) -> Work:
+    """The work of a network: where and how exactly it runs, decided for the machines there are."""
+    run = resolve_run(config, has_gpus=has_gpus)
+    gpus = config.gpus_per_task if run.device == "cuda" else 0.0
+    return Work(enrichment(run), watch, num_cpus=config.cpus_per_task, num_gpus=gpus)
+
+
+def enrich(arguments: argparse.Namespace, of: str, decide: Callable[[bool], Work]) -> Manifest:
+    """Adds what was decided to the set that the command line names, with progress, prints the
+    summary and returns the new manifest.
+
+    Args:
+        arguments: Parsed, from `add_arguments`.
+        of: What is added.
+        decide: Whether there are GPUs -> the work.
+
+    Raises:
+        DataError, ValueError: As `enrich_shards`, and for a picture of another kind.
+    """
+    if arguments.pictures and arguments.pictures.suffix.lower() not in PICTURE_ENDINGS:
+        raise ValueError(f"--pictures {arguments.pictures}: expected a name that ends in .jpg or .png")
+    num_new = 0
+    columns = (TextColumn(of), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with ExitStack() as stack:
+        if arguments.no_ray:
+            work = decide(torch.cuda.is_available())
+            run_tasks: RunTasks = run_in_this_process
+        else:
+            stack.enter_context(ray_connection())
+            work = decide(has_gpus())
+            run_tasks = partial(run_on_ray, num_cpus=work.num_cpus, num_gpus=work.num_gpus)
+        bar = stack.enter_context(Progress(*columns, transient=True, disable=not sys.stderr.isatty()))
+        row = bar.add_task("images", total=None)
+
+        def show(done: int, total: int, result: ShardResult) -> None:
+            nonlocal num_new
+            num_new += 0 if result.kept else result.info.count
+            bar.update(row, completed=done, total=total)
+            work.watch(done, total, result)
+
+        started = time.monotonic()
+        manifest = enrich_shards(
+            arguments.source,
+            arguments.target,
+            work.enrichment,
+            run_tasks=run_tasks,
+            overwrite=arguments.overwrite,
+            progress=show,
+        )
+        seconds = time.monotonic() - started
+    _print_summary(manifest, arguments.target, num_new, seconds)
+    return manifest
+
+
+def _print_summary(manifest: Manifest, target: str, num_new: int, seconds: float) -> None:
+    addition = manifest.additions[-1]
+    speed = f"{num_new:,} now, {num_new / seconds:,.1f} a second" if num_new else "all there before"
+    problems = ", ".join(f"{count:,} {kind}" for kind, count in addition.problems.items())
+    lines = {
+        "images": f"{manifest.num_images:,} ({speed})",
+        "added": ", ".join(f"{count:,} {kind}" for kind, count in addition.members.items()),
+        "flagged": problems or "none",
+        **{name.replace("_", " "): f"{mean:.3f} on average" for name, mean in addition.means.items()},
+        "made by": f"{addition.name}: {addition.version}",
+        "set": f"{len(manifest.shards)} shards, {manifest.num_bytes / 1e6:,.1f} MB in {target}, {manifest.hash}",
+    }
+    width = max(len(name) for name in lines) + 2
+    for name, text in lines.items():
+        print(f"{name:{width}}{text}")
