@@ -1,8 +1,8 @@
 """Everything that crosses a folder: one definition for each thing that flows through the system.
 
-Raw images become a `Record`; shards deliver a `Batch`; a model answers with a `PPTOutput` or, the keypoint detector,
-with a `HeatMapOutput`; a loss with `LossTerms`;
-an epoch of training ends in an `EpochResult`; evaluation works on `Embeddings`.
+Raw images become a `Record`; shards deliver a `Batch`; a model answers with a `PPTOutput`, a `PANetOutput` or, the
+keypoint detector, with a `HeatMapOutput`; a loss with `LossTerms`; an epoch of training ends in an `EpochResult`;
+evaluation works on `Embeddings`.
 
 Convention: points are `(x, y)` in pixels with pixel centres at integers; images are RGB; `B` counts the images of one
 worker, `P x K` those of the global batch.
@@ -134,6 +134,19 @@ class HeatMapOutput:
     """(B, stacks, 20, h, w) heat maps; the last stack's are the prediction. Trained towards peaks of height 1."""
     stride: int
     """Pixels of the image per cell: image x lies at column (x + 0.5) / stride - 0.5."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PANetOutput:
+    """What PANet gives in training (METHOD 2.1), in the autocast dtype of the run; losses cast to float32."""
+
+    features: Tensor
+    """(B, C) pooled features before the BNNeck: metric losses."""
+    logits: Tensor
+    """(B, num_classes) of the bias-free classifier after the BNNeck."""
+    masks: Tensor
+    """(B, 1, H, W) logits of the vehicle foreground, of the images' size; their sigmoid is the mask, >= 0 is vehicle.
+    """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,1 +1,1 @@
-"""Networks: backbone, neck, perspective planes, PPT."""
+"""Networks: backbone, neck, perspective planes, attention, PPT, PANet, keypoint detector."""
