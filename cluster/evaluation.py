@@ -33,7 +33,7 @@ from reid.build.keypoint_evaluation import (
     load_trained_detector,
     predict_rows,
 )
-from reid.config import AnyExperiment, Experiment, KeypointExperiment, experiment_of
+from reid.config import AnyExperiment, KeypointExperiment, ReidExperiment, experiment_of
 from reid.contracts import Embeddings
 from reid.data.shard_set import ShardSet
 from reid.evaluation.distances import rank_blocks
@@ -105,12 +105,12 @@ def _coordinate(experiment_json: dict[str, Any], checkpoint: str, name: str) -> 
         match experiment:
             case KeypointExperiment():
                 return _coordinate_detector(experiment, shards, checkpoint, name, began)
-            case Experiment():
+            case _:
                 return _coordinate_retrieval(experiment, shards, checkpoint, name, began)
 
 
 def _coordinate_retrieval(
-    experiment: Experiment, shards: ShardSet, checkpoint: str, name: str, began: float
+    experiment: ReidExperiment, shards: ShardSet, checkpoint: str, name: str, began: float
 ) -> Evaluation:
     options = evaluation_options(experiment.cluster)
     workers = experiment.cluster.evaluation_workers
@@ -169,7 +169,8 @@ def _get(references: list[Any], deadline: float) -> list[Any]:
 
 @ray.remote
 def _embed(experiment_json: dict[str, Any], checkpoint: str, rows: NDArray[np.int64]) -> Embeddings:
-    experiment = Experiment.model_validate(experiment_json)
+    experiment = experiment_of(experiment_json)
+    assert not isinstance(experiment, KeypointExperiment), "the coordinator told them apart"
     device = _prepare_worker(experiment)
     with open_data(experiment, verify="sizes") as shards:
         return embed_rows(experiment, load_trained_model(open_location(checkpoint), device), shards, rows, device)

@@ -1,7 +1,7 @@
 """The configuration of a run: the folders' own settings composed into one experiment. The defaults are the paper's.
 
-What is trained decides the kind: `Experiment` (PPT and its baseline) or `KeypointExperiment` (the keypoint detector);
-`task` tells them apart in files.
+What is trained decides the kind: `Experiment` (PPT and its baseline), `PANetExperiment` (the part locator) or
+`KeypointExperiment` (the keypoint detector); `task` tells them apart in files.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from reid.data.transforms import TransformConfig
 from reid.evaluation.keypoint_results import KeypointEvaluationConfig
 from reid.evaluation.protocols import EvaluationConfig
 from reid.losses.heat_maps import HeatMapLossConfig
+from reid.losses.panet import PANetLossConfig
 from reid.losses.ppt import PPTLossConfig
 from reid.models.hourglass import HourglassConfig
+from reid.models.panet import PANetConfig
 from reid.models.ppt import PPTConfig
 from reid.settings_file import read_file, read_settings
 from reid.training.checkpoint import CheckpointConfig
@@ -113,6 +115,55 @@ class Experiment(Settings):
         return self
 
 
+PANET_RECIPE: dict[str, Any] = {
+    "data": {"loader": {"masks": True}, "transform": {"erasing_probability": 0.0}},
+    "training": {
+        "loop": {"epochs": 100},
+        "optimizer": {"learning_rate": 1e-4},
+        "schedule": {"warmup_epochs": 0.0, "milestones": ()},
+    },
+}
+"""Where PANet's defaults are others than PPT's in settings that both have: METHOD 2.1 and PMANet section IV-B (Adam
+1e-4, 100 epochs, batch 64 = 16 x 4). The paper names no schedule for PANet: the rate is constant. Erasing is off: a mask
+says nothing about what was erased."""
+
+
+class PANetExperiment(Settings):
+    """A run of PANet, whole: what locates the parts that PMANet learns from."""
+
+    task: Literal["panet"] = "panet"
+    """What is trained."""
+    name: str = Field("panet", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """The run's folder below `runs`; resuming means the same name."""
+    runs: str = "runs"
+    """Folder or URL that holds the runs."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Everything random follows from it."""
+    data: DataConfig = DataConfig()
+    model: PANetConfig = PANetConfig()
+    loss: PANetLossConfig = PANetLossConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    metrics: MetricsConfig = MetricsConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _start_from_the_recipe(cls, values: Any) -> Any:
+        return _merged(PANET_RECIPE, values) if isinstance(values, dict) else values
+
+    @model_validator(mode="after")
+    def _evaluations_need_checkpoints(self) -> Self:
+        _check_evaluations(self.training, self.evaluation.every_epochs)
+        return self
+
+    @model_validator(mode="after")
+    def _learns_from_masks(self) -> Self:
+        if not self.data.loader.masks:
+            raise ValueError("data.loader.masks is false, but PANet learns from masks: remove it")
+        return self
+
+
 class KeypointDataConfig(Settings):
     """What a detector reads: the annotated images of the training split, in plain shuffled batches."""
 
@@ -180,7 +231,9 @@ class KeypointExperiment(Settings):
         return self
 
 
-AnyExperiment = Experiment | KeypointExperiment
+ReidExperiment = Experiment | PANetExperiment
+"""A run whose model gives retrieval features: trained on identities, evaluated by who is found."""
+AnyExperiment = ReidExperiment | KeypointExperiment
 """A run of any kind. Whoever needs to know which matches on it; most code does not."""
 SomeExperiment = TypeVar("SomeExperiment", bound=AnyExperiment)
 
@@ -194,6 +247,8 @@ def experiment_of(values: Mapping[str, Any]) -> AnyExperiment:
     match values.get("task", "ppt"):
         case "keypoints":
             return KeypointExperiment.model_validate(values)
+        case "panet":
+            return PANetExperiment.model_validate(values)
         case _:
             return Experiment.model_validate(values)
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reid.config import AnyExperiment, Experiment, KeypointExperiment
+from reid.config import AnyExperiment, KeypointExperiment
 from reid.contracts import DataError
 from reid.data.draws import Purpose, epoch_integers
 from reid.data.loader import LoaderConfig
@@ -40,7 +40,7 @@ def open_train_stream(
     match experiment:
         case KeypointExperiment():
             rows, _ = annotated_rows(experiment, shards)
-        case Experiment():
+        case _:
             pass
     return TrainStream(
         shards,
@@ -88,7 +88,7 @@ def open_eval_stream(
         shards,
         rows,
         experiment.data.transform,
-        _loader(experiment, device),
+        _loader(experiment, device).model_copy(update={"masks": False}),
         batch_size=experiment.evaluation.batch_size,
     )
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from reid.build.checkpoints import checkpoint_digest, load_trained_experiment
 from reid.build.data import open_data, open_eval_stream
 from reid.build.results import Result
-from reid.build.training import build_model
-from reid.config import Experiment
+from reid.build.training import ReidModel, build_model
+from reid.config import KeypointExperiment, ReidExperiment
 from reid.contracts import Embeddings
 from reid.data.shard_set import ShardSet
 from reid.evaluation.examples import RankList, choose_queries, nearest_entries
@@ -23,7 +23,6 @@ from reid.evaluation.extract import extract_features, make_embeddings, select_em
 from reid.evaluation.protocols import Trial, protocol_notes, protocol_trials, rows_of_trials
 from reid.evaluation.ranking import PositiveRanks
 from reid.evaluation.trials import evaluate_trials, make_result
-from reid.models.ppt import PPT
 from reid.storage import Location
 from reid.training.checkpoint import CheckpointStore
 
@@ -32,8 +31,8 @@ from reid.training.checkpoint import CheckpointStore
 class TrainedModel:
     """A network with the weights of a checkpoint, in evaluation mode."""
 
-    model: PPT
-    experiment: Experiment
+    model: ReidModel
+    experiment: ReidExperiment
     """The run that trained it."""
     checkpoint_hash: str
     """sha256 of the checkpoint's manifest, which holds the hashes of its files."""
@@ -64,12 +63,10 @@ def load_trained_model(checkpoint: Location, device: torch.device) -> TrainedMod
     """
     store = CheckpointStore(checkpoint.parent)
     experiment = load_trained_experiment(checkpoint)
-    if not isinstance(experiment, Experiment):
+    if isinstance(experiment, KeypointExperiment):
         raise ValueError(f"{checkpoint.uri} is a checkpoint of {experiment.task}, expected one of a ReID model")
-    backbone = experiment.model.backbone.model_copy(update={"weights": None})
-    random = experiment.model_copy(update={"model": experiment.model.model_copy(update={"backbone": backbone})})
     weights = store.load_model_weights(checkpoint.name)
-    model = build_model(random, len(weights["neck.classifier.weight"]))
+    model = build_model(experiment, len(weights["neck.classifier.weight"]), pretrained=False)
     model.load_state_dict(weights)
     model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     return TrainedModel(
@@ -81,7 +78,7 @@ def load_trained_model(checkpoint: Location, device: torch.device) -> TrainedMod
 
 
 def embed_rows(
-    experiment: Experiment, trained: TrainedModel, shards: ShardSet, rows: NDArray[np.int64], device: torch.device
+    experiment: ReidExperiment, trained: TrainedModel, shards: ShardSet, rows: NDArray[np.int64], device: torch.device
 ) -> Embeddings:
     """Features of the given rows of the index."""
     evaluation = experiment.evaluation
@@ -96,13 +93,13 @@ def embed_rows(
     return make_embeddings(features, samples, index.identity_codes(), index.camera_codes())
 
 
-def evaluation_trials(experiment: Experiment, shards: ShardSet) -> list[Trial]:
+def evaluation_trials(experiment: ReidExperiment, shards: ShardSet) -> list[Trial]:
     """Who queries whom under the experiment's protocol."""
     return protocol_trials(experiment.evaluation.protocol, shards.index, experiment.evaluation.trials)
 
 
 def conclude(
-    experiment: Experiment,
+    experiment: ReidExperiment,
     trained: TrainedModel,
     shards: ShardSet,
     trials: Sequence[Trial],
@@ -131,7 +128,7 @@ def conclude(
     )
 
 
-def evaluate_here(experiment: Experiment, checkpoint: Location, *, name: str = "") -> Evaluation:
+def evaluate_here(experiment: ReidExperiment, checkpoint: Location, *, name: str = "") -> Evaluation:
     """The whole evaluation in this process and on the CPU; evaluation workers give the same figures."""
     began = time.monotonic()
     device = torch.device("cpu")
@@ -146,7 +143,7 @@ def evaluate_here(experiment: Experiment, checkpoint: Location, *, name: str = "
 
 
 def _examples(
-    experiment: Experiment, trial: Trial, ranks: PositiveRanks, embeddings: Embeddings
+    experiment: ReidExperiment, trial: Trial, ranks: PositiveRanks, embeddings: Embeddings
 ) -> list[dict[str, Any]]:
     evaluation = experiment.evaluation
     query = select_embeddings(embeddings, trial.query_rows)

@@ -18,7 +18,7 @@ from reid.build.metrics_log import read_metrics
 from reid.build.pictures import as_jpeg, raw_image
 from reid.build.results import Result, read_result
 from reid.build.run_folder import RunFolder
-from reid.config import AnyExperiment, Experiment, KeypointExperiment
+from reid.config import AnyExperiment, Experiment, KeypointExperiment, PANetExperiment, ReidExperiment
 from reid.contracts import Batch
 from reid.data.shard_set import ShardSet
 from reid.evaluation.keypoint_results import KeypointResult
@@ -92,10 +92,10 @@ def _sections(
         case KeypointExperiment():
             assert isinstance(result, KeypointResult)
             return keypoint_sections(shards, result, examples)
-        case Experiment():
+        case _:
             return [
                 *_rank_lists(examples, shards),
-                *_planes(experiment, shards),
+                *(_planes(experiment, shards) if isinstance(experiment, Experiment) else []),
                 *_activations(experiment, checkpoint, shards, examples),
             ]
 
@@ -116,13 +116,21 @@ def _facts(
     return facts
 
 
-def _network_facts(experiment: Experiment) -> dict[str, str]:
+def _network_facts(experiment: ReidExperiment) -> dict[str, str]:
     plan, transform = experiment.data.plan, experiment.data.transform
     return {
         "Network": f"{experiment.model.backbone.name}, {transform.width}x{transform.height}, "
-        + ("plain baseline" if experiment.model.planes is None else "PPT"),
+        + _method(experiment),
         "Batch": f"{plan.identities_per_batch} identities x {plan.images_per_identity} images",
     }
+
+
+def _method(experiment: ReidExperiment) -> str:
+    match experiment:
+        case PANetExperiment():
+            return "PANet"
+        case Experiment():
+            return "plain baseline" if experiment.model.planes is None else "PPT"
 
 
 def _curves(
@@ -225,7 +233,7 @@ def _planes(experiment: Experiment, shards: ShardSet) -> list[Section]:
 
 
 def _activations(
-    experiment: Experiment, checkpoint: Location, shards: ShardSet, examples: Sequence[Mapping[str, Any]]
+    experiment: ReidExperiment, checkpoint: Location, shards: ShardSet, examples: Sequence[Mapping[str, Any]]
 ) -> list[Section]:
     """Distance activation maps (PPT, section 4.5.1) of queries and their nearest wrong gallery image."""
     if not exists(checkpoint):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from reid.build.data import annotated_rows, open_train_stream
-from reid.config import AnyExperiment, Experiment, KeypointExperiment
+from reid.config import AnyExperiment, KeypointExperiment, PANetExperiment
 from reid.data.shard_set import ShardSet
 from reid.models.hourglass import STEM_STRIDE
 from reid.training.schedule import learning_rate_at
@@ -79,7 +79,7 @@ def _batch_parts(experiment: AnyExperiment) -> str:
     match experiment:
         case KeypointExperiment():
             return ""
-        case Experiment():
+        case _:
             plan = experiment.data.plan
             return f"{plan.identities_per_batch} identities x {plan.images_per_identity} images = "
 
@@ -88,7 +88,7 @@ def _protocol(experiment: AnyExperiment) -> str:
     match experiment:
         case KeypointExperiment():
             return "keypoints"
-        case Experiment():
+        case _:
             return experiment.evaluation.protocol
 
 
@@ -102,6 +102,8 @@ def _model(experiment: AnyExperiment) -> str:
         )
     backbone = experiment.model.backbone
     weights = "random weights" if backbone.weights is None else f"weights from {backbone.weights}"
+    if isinstance(experiment, PANetExperiment):
+        return f"{backbone.name}, {weights}, PANet: identities and masks"
     if experiment.model.planes is None:
         return f"{backbone.name}, {weights}, no planes: the plain baseline"
     return f"{backbone.name}, {weights}, PPT planes with weights {experiment.loss.planes.plane_weights}"

@@ -8,17 +8,19 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from reid.build.data import open_data, open_train_stream
 from reid.build.run_folder import RunFolder, open_run
-from reid.config import AnyExperiment, Experiment, KeypointExperiment, digestible
-from reid.contracts import EpochResult, IntervalResult
+from reid.config import AnyExperiment, Experiment, KeypointExperiment, PANetExperiment, ReidExperiment, digestible
+from reid.contracts import EpochResult, IntervalResult, LossTerms, PANetOutput
 from reid.data.shard_set import ShardSet
 from reid.data.stream import TrainStream
 from reid.losses.heat_maps import heat_map_loss
+from reid.losses.panet import PANetLossConfig, panet_loss
 from reid.losses.ppt import ppt_loss
 from reid.models.hourglass import Hourglass
+from reid.models.panet import PANet
 from reid.models.ppt import PPT
 from reid.process_group import world_size
 from reid.training.checkpoint import CheckpointStore
@@ -27,7 +29,7 @@ from reid.training.loop import fit, no_wish
 from reid.training.optim import build_optimizer, parameter_groups
 from reid.training.randomness import seed_everything
 from reid.training.snapshot import Position, RunDescription, restore_snapshot
-from reid.training.step import TrainingStep, images_only, keypoints_of, prepare_model
+from reid.training.step import TrainingStep, images_only, keypoints_of, labels_and_masks_of, prepare_model
 from reid.training.workers import Wish, mean_over_workers, rank, refuse_disagreement, share_text
 
 logger = logging.getLogger(__name__)
@@ -70,9 +72,26 @@ class Training:
         )
 
 
-def build_model(experiment: Experiment, num_classes: int) -> PPT:
-    """The network of a PPT experiment."""
-    return PPT(experiment.model, num_classes)
+ReidModel = PPT | PANet
+"""A network with `embed`, `feature_map` and a `neck`: what retrieval needs, whatever else it learns."""
+
+
+def build_model(experiment: ReidExperiment, num_classes: int, *, pretrained: bool = True) -> ReidModel:
+    """The network of an experiment that is evaluated by retrieval.
+
+    Args:
+        experiment: The run.
+        num_classes: Identities of the training split.
+        pretrained: False leaves the backbone's weights random: a checkpoint is about to replace them.
+    """
+    backbone = experiment.model.backbone
+    if not pretrained:
+        backbone = backbone.model_copy(update={"weights": None})
+    match experiment:
+        case Experiment(model=model):
+            return PPT(model.model_copy(update={"backbone": backbone}), num_classes)
+        case PANetExperiment(model=model):
+            return PANet(model.model_copy(update={"backbone": backbone}), num_classes)
 
 
 def describe_run(experiment: AnyExperiment, data_hash: str) -> RunDescription:
@@ -103,15 +122,19 @@ def build_step(
             model, optimizer = prepared(Hourglass(experiment.model))
             objective = partial(heat_map_loss, config=loss)
             return TrainingStep(model, objective, optimizer, training.step, inputs=images_only, targets=keypoints_of)
+        case PANetExperiment(loss=loss):
+            model, optimizer = prepared(build_model(experiment, num_classes, pretrained=pretrained))
+            objective = partial(_panet_objective, config=loss)
+            return TrainingStep(
+                model, objective, optimizer, training.step, inputs=images_only, targets=labels_and_masks_of
+            )
         case Experiment():
-            model, optimizer = prepared(build_model(experiment if pretrained else _unweighted(experiment), num_classes))
+            model, optimizer = prepared(build_model(experiment, num_classes, pretrained=pretrained))
             return TrainingStep(model, partial(ppt_loss, config=experiment.loss), optimizer, training.step)
 
 
-def _unweighted(experiment: Experiment) -> Experiment:
-    """The experiment with random weights in its backbone, which a checkpoint is about to replace."""
-    backbone = experiment.model.backbone.model_copy(update={"weights": None})
-    return experiment.model_copy(update={"model": experiment.model.model_copy(update={"backbone": backbone})})
+def _panet_objective(output: PANetOutput, targets: tuple[Tensor, Tensor], config: PANetLossConfig) -> LossTerms:
+    return panet_loss(output, *targets, config)
 
 
 def build_training(experiment: AnyExperiment, device: torch.device, *, resume_anyway: bool = False) -> Training:

@@ -62,6 +62,12 @@ def labels_of(batch: Batch) -> Tensor:
     return batch.labels
 
 
+def labels_and_masks_of(batch: Batch) -> tuple[Tensor, Tensor]:
+    """What PANet's objective compares the output with."""
+    assert batch.masks is not None, "the run's settings ask for masks"
+    return batch.labels, batch.masks
+
+
 def keypoints_of(batch: Batch) -> Tensor:
     """What the keypoint detector's objective compares the output with."""
     return batch.keypoints
@@ -136,7 +142,7 @@ class TrainingStep:
         config: StepConfig,
         *,
         inputs: Callable[[Batch], tuple[Any, ...]] = images_and_keypoints,
-        targets: Callable[[Batch], Tensor] = labels_of,
+        targets: Callable[[Batch], Any] = labels_of,
     ) -> None:
         """Take what `prepare_model` and `build_optimizer` made.
 
