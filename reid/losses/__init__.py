@@ -1,1 +1,1 @@
-"""Identity, triplet and plane losses over the global batch."""
+"""Losses over the global batch: identity, triplet, planes, PANet's masks; heat maps."""

@@ -97,3 +97,24 @@ def numeric_gradient(fn, x: NDArray[np.float64], step: float = 1e-6) -> NDArray[
         below[index] -= step
         gradient[index] = (fn(above) - fn(below)) / (2 * step)
     return gradient
+
+
+def mask_squared_error(logits: NDArray[np.float64], masks: NDArray[np.uint8]) -> float:
+    """Mean over all pixels of (1 / (1 + exp(-logit)) - mask)^2."""
+    total = 0.0
+    for logit, mask in zip(logits.flat, masks.flat, strict=True):
+        total += (1 / (1 + math.exp(-logit)) - int(mask)) ** 2
+    return total / logits.size
+
+
+def mask_iou(logits: NDArray[np.float64], masks: NDArray[np.uint8]) -> float:
+    """Mean over the images of the pixels in both masks over the pixels in either; no image may have neither."""
+    overlaps = []
+    for image_logits, image_mask in zip(logits, masks, strict=True):
+        shared = covered = 0
+        for logit, mask in zip(image_logits.flat, image_mask.flat, strict=True):
+            predicted = 1 / (1 + math.exp(-logit)) >= 0.5
+            shared += predicted and mask == 1
+            covered += predicted or mask == 1
+        overlaps.append(shared / covered)
+    return sum(overlaps) / len(overlaps)
