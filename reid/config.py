@@ -116,7 +116,7 @@ class Experiment(Settings):
 
 
 PANET_RECIPE: dict[str, Any] = {
-    "data": {"loader": {"masks": True}, "transform": {"erasing_probability": 0.0}},
+    "data": {"loader": {"masks": True}, "transform": {"erasing_probability": 0.0, "flip_probability": 0.5}},
     "training": {
         "loop": {"epochs": 100},
         "optimizer": {"learning_rate": 1e-4},
@@ -124,8 +124,8 @@ PANET_RECIPE: dict[str, Any] = {
     },
 }
 """Where PANet's defaults are others than PPT's in settings that both have: METHOD 2.1 and PMANet section IV-B (Adam
-1e-4, 100 epochs, batch 64 = 16 x 4). The paper names no schedule for PANet: the rate is constant. Erasing is off: a mask
-says nothing about what was erased."""
+1e-4, 100 epochs, batch 64 = 16 x 4). The paper names no schedule for PANet: the rate is constant. Erasing is off: a
+mask says nothing about what was erased. Flips are those of PMANet (section IV-B)."""
 
 
 class PANetExperiment(Settings):

@@ -15,13 +15,15 @@ from reid.build.data import open_eval_stream
 from reid.build.evaluation import load_trained_model
 from reid.build.keypoint_report import keypoint_facts, keypoint_sections
 from reid.build.metrics_log import read_metrics
+from reid.build.part_pictures import picture_of_parts
 from reid.build.pictures import as_jpeg, raw_image
 from reid.build.results import Result, read_result
 from reid.build.run_folder import RunFolder
 from reid.config import AnyExperiment, Experiment, KeypointExperiment, PANetExperiment, ReidExperiment
-from reid.contracts import Batch
+from reid.contracts import Batch, Split
 from reid.data.shard_set import ShardSet
 from reid.evaluation.keypoint_results import KeypointResult
+from reid.evaluation.part_boxes import PartConfig
 from reid.evaluation.report import Picture, Report, Section, render_report
 from reid.evaluation.results import RetrievalResult
 from reid.models.perspective import PlaneConfig, find_planes
@@ -37,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 PLANE_PICTURES = 12
 ACTIVATION_PAIRS = 4
+PART_PICTURES = 8
 
 
 def write_run_report(experiment: AnyExperiment, folder: RunFolder, shards: ShardSet, plan: str = "") -> str:
@@ -94,6 +97,7 @@ def _sections(
             return keypoint_sections(shards, result, examples)
         case _:
             return [
+                *(_parts(checkpoint, shards) if isinstance(experiment, PANetExperiment) else []),
                 *_rank_lists(examples, shards),
                 *(_planes(experiment, shards) if isinstance(experiment, Experiment) else []),
                 *_activations(experiment, checkpoint, shards, examples),
@@ -119,8 +123,7 @@ def _facts(
 def _network_facts(experiment: ReidExperiment) -> dict[str, str]:
     plan, transform = experiment.data.plan, experiment.data.transform
     return {
-        "Network": f"{experiment.model.backbone.name}, {transform.width}x{transform.height}, "
-        + _method(experiment),
+        "Network": f"{experiment.model.backbone.name}, {transform.width}x{transform.height}, " + _method(experiment),
         "Batch": f"{plan.identities_per_batch} identities x {plan.images_per_identity} images",
     }
 
@@ -230,6 +233,21 @@ def _planes(experiment: Experiment, shards: ShardSet) -> list[Section]:
         " front orange, back purple, side blue, top green."
     )
     return [Section(title="Planes", introduction=introduction, pictures=[as_jpeg(mosaic, "")], wide=True)]
+
+
+def _parts(checkpoint: Location, shards: ShardSet) -> list[Section]:
+    """Attention, masks and boxes of test images (PMANet, Figures 4 and 8)."""
+    if not exists(checkpoint):
+        return []
+    trained = load_trained_model(checkpoint, torch.device("cpu"))
+    splits: tuple[Split, ...] = ("gallery", "test", "train")
+    shown = next(split for split in splits if len(shards.index.rows(split)))
+    sheet = picture_of_parts(trained, shards, PartConfig(), PART_PICTURES, split=shown)
+    introduction = (
+        "Attention of all channels and of the channels that look at each part; the coarse mask that PANet learnt from,"
+        " the refined one, the boxes of the parts, and what they show of the vehicle."
+    )
+    return [Section(title="Parts", introduction=introduction, pictures=[as_jpeg(sheet, "")], wide=True)]
 
 
 def _activations(

@@ -1,0 +1,165 @@
+"""Refined masks and part boxes for a shard set: by a trained PANet, or uniform stripes in its place (METHOD 2.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Final
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from reid.build.evaluation import TrainedModel
+from reid.build.network_additions import NetworkRun, NetworkRunConfig, answer_in_batches
+from reid.contracts import Settings
+from reid.data.additions import Additions, Provenance, Sample
+from reid.data.coarse_masks import ellipse_mask, encode_mask
+from reid.data.decode import UnreadableImageError, decode_mask
+from reid.evaluation.part_boxes import PartBoxes, PartConfig, part_boxes, uniform_stripes
+from reid.models.panet import PANet
+
+ALGORITHM_VERSION: Final = 1
+"""Raise it with any change of masks or boxes made from the same network."""
+STRIPES: Final = "uniform_stripes"
+"""Flag of images whose channels look at fewer than K places."""
+EMPTY_MASK: Final = "foreground_small"
+"""Flag of images whose refined mask is an ellipse, as the network found next to nothing."""
+
+
+class PartAdditionConfig(Settings):
+    """How a PANet adds masks and boxes to a shard set."""
+
+    parts: PartConfig = PartConfig()
+    """Boxes and clustering."""
+    network: NetworkRunConfig = NetworkRunConfig()
+    """How PANet is run."""
+    min_foreground: float = Field(default=0.05, ge=0.0, le=1.0)
+    """Masks with a smaller share of the image are replaced by an ellipse and flagged."""
+
+
+class AddedParts:
+    """The enrichment: the refined mask, hard at 0.5, and K ordered boxes for every image."""
+
+    def __init__(self, trained: TrainedModel, run: NetworkRun, config: PartAdditionConfig) -> None:
+        """The network travels with the enrichment: workers need no access to the checkpoint.
+
+        Raises:
+            ValueError: The checkpoint is not of a PANet.
+        """
+        if not isinstance(trained.model, PANet):
+            raise ValueError(
+                f"expected a checkpoint of panet (jobs/train_panet.py), got one of {trained.experiment.task}"
+            )
+        self._model = trained.model
+        self._trained = trained
+        self._run = run
+        self._config = config
+
+    @property
+    def provenance(self) -> Provenance:
+        """The checkpoint's hash, and all of the settings that shape masks and boxes."""
+        transform = self._trained.experiment.data.transform
+        return Provenance(
+            name="parts",
+            version=f"panet {ALGORITHM_VERSION} {self._trained.checkpoint_hash}",
+            settings={
+                "parts": self._config.parts.model_dump(mode="json"),
+                "attention": self._model.config.attention.model_dump(mode="json"),
+                "min_foreground": self._config.min_foreground,
+                "height": transform.height,
+                "width": transform.width,
+                "area_above": transform.area_above,
+                "trained_on": self._trained.data_hash,
+                **self._run.provenance(),
+            },
+        )
+
+    def __call__(self, samples: Iterator[Sample]) -> Iterator[Additions]:
+        """Mask, boxes and what is measured of each image."""
+        model = self._model.to(self._run.device)
+
+        def answer(images: Tensor, sizes: NDArray[np.int64], chosen: Sequence[Sample]) -> list[Additions]:
+            masks, parts = locate_parts(model, images, self._config.parts)
+            return [self._additions(*given) for given in zip(chosen, masks, parts, strict=True)]
+
+        return answer_in_batches(samples, self._trained.experiment.data.transform, self._run, answer)
+
+    def _additions(self, sample: Sample, probabilities: NDArray[np.float32], parts: PartBoxes) -> Additions:
+        mask = hard_mask(probabilities, sample.height, sample.width)
+        problem = STRIPES if parts.fallback else ""
+        if mask.mean() < self._config.min_foreground:
+            mask, problem = ellipse_mask(sample.height, sample.width, 0.9), EMPTY_MASK
+        measures = {
+            "foreground_share": float(mask.mean()),
+            "centres_on_vehicle": centres_inside(parts.boxes, mask),
+            "channels_used": float((parts.channel_part >= 0).mean()),
+        }
+        if sample.mask is not None:
+            with suppress(UnreadableImageError):  # the old mask is about to be replaced
+                measures["iou_with_old_mask"] = intersection_over_union(mask, decode_mask(sample.mask))
+        return Additions(mask=encode_mask(mask), boxes=parts.boxes, problem=problem, measures=measures)
+
+
+class UniformStripes:
+    """The enrichment of the ablation (PMANet, Table III): boxes that divide every image; masks stay as they are."""
+
+    def __init__(self, num_parts: int) -> None:
+        self._num_parts = num_parts
+
+    @property
+    def provenance(self) -> Provenance:
+        """The number of stripes."""
+        return Provenance(name="stripes", version="1", settings={"num_parts": self._num_parts})
+
+    def __call__(self, samples: Iterator[Sample]) -> Iterator[Additions]:
+        """The same boxes for each sample."""
+        boxes = uniform_stripes(self._num_parts)
+        return (Additions(boxes=boxes) for _ in samples)
+
+
+def locate_parts(model: PANet, images: Tensor, config: PartConfig) -> tuple[NDArray[np.float32], list[PartBoxes]]:
+    """Refined foreground and parts of a batch.
+
+    Args:
+        model: In evaluation mode.
+        images: (B, 3, H, W) uint8 RGB on the model's device.
+        config: Of the boxes.
+
+    Returns:
+        (B, H, W) float32 probability of the foreground, and the parts of each image.
+    """
+    with torch.inference_mode():
+        logits, attention = model.locate(images)
+        probabilities = logits.float().sigmoid()
+        # On the maps' cells: at least half of a cell is vehicle.
+        cells = F.interpolate((probabilities >= 0.5).float(), attention.shape[2:], mode="area")[:, 0] >= 0.5
+    foregrounds, maps = cells.cpu().numpy(), attention.float().cpu().numpy()
+    parts = [part_boxes(own, foreground, config) for own, foreground in zip(maps, foregrounds, strict=True)]
+    return probabilities[:, 0].cpu().numpy(), parts
+
+
+def hard_mask(probabilities: NDArray[np.float32], height: int, width: int) -> NDArray[np.uint8]:
+    """(H, W) probabilities of the foreground, resized to (height, width) and cut at 0.5: 1 on the vehicle."""
+    shrinks = height < probabilities.shape[0] and width < probabilities.shape[1]
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    resized = cv2.resize(probabilities, (width, height), interpolation=interpolation)
+    return np.asarray(resized >= 0.5, dtype=np.uint8)
+
+
+def intersection_over_union(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> float:
+    """Of two (H, W) 0/1 masks; 1 where both are empty."""
+    union = int(np.count_nonzero(first | second))
+    return int(np.count_nonzero(first & second)) / union if union else 1.0
+
+
+def centres_inside(boxes: NDArray[np.float32], mask: NDArray[np.uint8]) -> float:
+    """Share of the (K, 4) boxes whose centre lies on the foreground of a (H, W) 0/1 mask."""
+    height, width = mask.shape
+    columns = np.clip((boxes[:, 0] + boxes[:, 2]) / 2 * width, 0, width - 1).astype(np.int64)
+    rows = np.clip((boxes[:, 1] + boxes[:, 3]) / 2 * height, 0, height - 1).astype(np.int64)
+    return float(mask[rows, columns].mean())
