@@ -138,7 +138,9 @@ def test_evaluation_report_and_thresholds_of_a_checkpoint(trained: KeypointExper
     assert keypoints.shape == (2, 20, 3)
     assert scores.shape == (2, 20)
     assert (keypoints[..., 2] == 1).all()
-    assert keypoints[0, :, 0].max() > 32
+    unscaled, _ = predict_keypoints(detector.model, images, np.full((2, 2), 32), np.full(20, -9.0))
+    expected = (unscaled[..., :2] + 0.5) * sizes[:, None, ::-1] / 32 - 0.5
+    np.testing.assert_allclose(keypoints[..., :2], expected, atol=1e-4)
     assert (keypoints[..., :2] <= sizes[:, None, ::-1] - 0.5).all()
     none, _ = predict_keypoints(detector.model, images, sizes, np.full(20, 9.0))
     assert not none.any()
