@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reid.build.checkpoints import checkpoint_digest, load_trained_experiment
+from reid.build.checkpoints import load_trained_run
 from reid.build.data import open_data, open_eval_stream
 from reid.build.results import Result
-from reid.build.training import build_model
+from reid.build.training import build_model, without_pretraining
 from reid.config import Experiment
 from reid.contracts import Embeddings
 from reid.data.shard_set import ShardSet
@@ -25,7 +25,6 @@ from reid.evaluation.ranking import PositiveRanks
 from reid.evaluation.trials import evaluate_trials, make_result
 from reid.models.ppt import PPT
 from reid.storage import Location
-from reid.training.checkpoint import CheckpointStore
 
 
 @dataclass(frozen=True)
@@ -62,21 +61,12 @@ def load_trained_model(checkpoint: Location, device: torch.device) -> TrainedMod
     Raises:
         ValueError: The folder is no sound checkpoint, or not of a ReID model.
     """
-    store = CheckpointStore(checkpoint.parent)
-    experiment = load_trained_experiment(checkpoint)
-    if not isinstance(experiment, Experiment):
-        raise ValueError(f"{checkpoint.uri} is a checkpoint of {experiment.task}, expected one of a ReID model")
-    backbone = experiment.model.backbone.model_copy(update={"weights": None})
-    random = experiment.model_copy(update={"model": experiment.model.model_copy(update={"backbone": backbone})})
-    weights = store.load_model_weights(checkpoint.name)
-    model = build_model(random, len(weights["neck.classifier.weight"]))
-    model.load_state_dict(weights)
+    run = load_trained_run(checkpoint, Experiment)
+    model = build_model(without_pretraining(run.experiment), len(run.weights["neck.classifier.weight"]))
+    model.load_state_dict(run.weights)
     model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     return TrainedModel(
-        model=model,
-        experiment=experiment,
-        checkpoint_hash=checkpoint_digest(checkpoint),
-        data_hash=store.load_run(checkpoint.name).data_hash,
+        model=model, experiment=run.experiment, checkpoint_hash=run.checkpoint_hash, data_hash=run.data_hash
     )
 
 

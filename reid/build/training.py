@@ -104,11 +104,12 @@ def build_step(
             objective = partial(heat_map_loss, config=loss)
             return TrainingStep(model, objective, optimizer, training.step, inputs=images_only, targets=keypoints_of)
         case Experiment():
-            model, optimizer = prepared(build_model(experiment if pretrained else _unweighted(experiment), num_classes))
+            start = experiment if pretrained else without_pretraining(experiment)
+            model, optimizer = prepared(build_model(start, num_classes))
             return TrainingStep(model, partial(ppt_loss, config=experiment.loss), optimizer, training.step)
 
 
-def _unweighted(experiment: Experiment) -> Experiment:
+def without_pretraining(experiment: Experiment) -> Experiment:
     """The experiment with random weights in its backbone, which a checkpoint is about to replace."""
     backbone = experiment.model.backbone.model_copy(update={"weights": None})
     return experiment.model_copy(update={"model": experiment.model.model_copy(update={"backbone": backbone})})
