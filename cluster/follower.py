@@ -11,6 +11,7 @@ import _thread
 import logging
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -75,10 +76,10 @@ class RunFollower:
         self._stop.set()
         self._thread.join()
         if self._pending is not None:
-            self._pending.cancel()
-        write_merged_metrics(self._folder.location)
-        self._tensorboard.close()
-        self._metrics.close()
+            _attempt(self._pending.cancel)
+        _attempt(self._write_merged_metrics)
+        _attempt(self._tensorboard.close)
+        _attempt(self._metrics.close)
 
     def finish(self) -> list[Result]:
         """Waits for the evaluations still due and returns all results by rising step.
@@ -88,7 +89,7 @@ class RunFollower:
         """
         self._stop.set()
         self._thread.join()
-        self._show_new_rows()
+        _attempt(self._show_new_rows)
         while self._pending is not None or self._due():
             self._evaluate(wait_seconds=None)
         names = sorted(self._done)
@@ -104,22 +105,25 @@ class RunFollower:
     def _follow(self) -> None:
         seconds = POLL_SECONDS if self._folder.location.is_local else REMOTE_POLL_SECONDS
         while not self._stop.wait(seconds):
-            try:
-                self._show_new_rows()
-                self._pin_due()
-                self._evaluate(wait_seconds=0.0)
-            except Exception:
-                # What runs beside training must not end it.
-                logger.exception("the follower met an error and goes on")
+            _attempt(self._look)
             if self._lock.lost and not self.lock_lost:
                 self.lock_lost = True
                 logger.error("another driver has taken over this run: stopping")
                 _thread.interrupt_main()
 
+    def _look(self) -> None:
+        self._show_new_rows()
+        self._pin_due()
+        self._evaluate(wait_seconds=0.0)
+
+    def _write_merged_metrics(self) -> None:
+        write_merged_metrics(self._folder.location, read_metrics(self._folder.location))
+
     def _show_new_rows(self) -> None:
         total = self._experiment.training.loop.epochs
         added = epoch_ended = False
-        for row in read_metrics(self._folder.location):
+        rows = read_metrics(self._folder.location)
+        for row in rows:
             key = row_key(row)
             if self._seen.get(key) == row or row["kind"] == "evaluation":
                 continue
@@ -136,7 +140,7 @@ class RunFollower:
         if added:
             self._tensorboard.flush()
         if epoch_ended:
-            write_merged_metrics(self._folder.location)
+            write_merged_metrics(self._folder.location, rows)
 
     def _due(self) -> list[str]:
         """Checkpoints to evaluate, newest first."""
@@ -201,6 +205,14 @@ class RunFollower:
             if self._best is not None:
                 self._store.unpin(self._best[1], BEST_PIN)
             self._best = (result.headline(), name)
+
+
+def _attempt(action: Callable[[], None]) -> None:
+    """Does what runs beside training, which must neither end it nor hide how it ended."""
+    try:
+        action()
+    except Exception:
+        logger.exception("the follower met an error and goes on")
 
 
 def epoch_line(row: dict[str, Any], total_epochs: int) -> str:

@@ -117,8 +117,10 @@ class TensorBoardLog:
 
     def close(self) -> None:
         """Flushes and ends the event file."""
-        if self._writer is not None:
-            self.flush()
-            self._writer.close()
-        if self._temporary is not None:
-            shutil.rmtree(self._temporary, ignore_errors=True)
+        try:
+            if self._writer is not None:
+                self.flush()
+                self._writer.close()
+        finally:
+            if self._temporary is not None:
+                shutil.rmtree(self._temporary, ignore_errors=True)

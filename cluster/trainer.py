@@ -144,13 +144,11 @@ def _fit_stoppable(trainer: TorchTrainer, follower: RunFollower, folder: RunFold
 
 def _refuse_unfinished(experiment: AnyExperiment, folder: RunFolder) -> None:
     """Raises when training ended without a fault before its last epoch: somebody has put the stop mark."""
-    store = CheckpointStore(folder.checkpoints)
-    name = store.newest()
-    position = None if name is None else store.load_position(name)
-    if position is None or position.epoch < experiment.training.loop.epochs:
+    newest = CheckpointStore(folder.checkpoints).newest_position()
+    if newest is None or newest[1].epoch < experiment.training.loop.epochs:
         raise TrainingFailed(
-            f"the run was stopped at {name or 'its first step'}, before its last epoch; the same command with --resume"
-            " auto continues there"
+            f"the run was stopped at {newest[0] if newest else 'its first step'}, before its last epoch; the same"
+            " command with --resume auto continues there"
         )
 
 

@@ -80,7 +80,7 @@ class ClusterConfig(Settings):
 
 
 class MetricsConfig(Settings):
-    """Where figures go besides the log and the run's `metrics.*.jsonl`."""
+    """Where figures go besides the log and the run's `metrics.jsonl`."""
 
     tensorboard: bool = True
     """Write TensorBoard events into the run folder."""

@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
-from reid.config import AnyExperiment, experiment_of
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Generic
+
+from torch import Tensor
+
+from reid.config import AnyExperiment, SomeExperiment, experiment_of
 from reid.storage import Location, read_bytes, sha256_of
 from reid.training.checkpoint import CheckpointStore
 from reid.training.checkpoint_files import MANIFEST_NAME
+
+
+@dataclass(frozen=True)
+class TrainedRun(Generic[SomeExperiment]):
+    """What an evaluation takes from a checkpoint."""
+
+    experiment: SomeExperiment
+    """The run that wrote it."""
+    weights: Mapping[str, Tensor]
+    """Verified, on the processor: the moving average where the run keeps one."""
+    checkpoint_hash: str
+    """sha256 of the checkpoint's manifest, which holds the hashes of its files."""
+    data_hash: str
+    """Hash of the data set it was trained on."""
 
 
 def load_trained_experiment(checkpoint: Location) -> AnyExperiment:
@@ -17,6 +37,25 @@ def load_trained_experiment(checkpoint: Location) -> AnyExperiment:
     return experiment_of(CheckpointStore(checkpoint.parent).load_run(checkpoint.name).config)
 
 
-def checkpoint_digest(checkpoint: Location) -> str:
-    """sha256 of a checkpoint's manifest, which holds the hashes of its files."""
-    return sha256_of(read_bytes(checkpoint.child(MANIFEST_NAME)))
+def load_trained_run(checkpoint: Location, *kinds: type[SomeExperiment]) -> TrainedRun[SomeExperiment]:
+    """Configuration, verified weights and hashes of a checkpoint folder.
+
+    Args:
+        checkpoint: The folder.
+        kinds: What must have been trained, one of these.
+
+    Raises:
+        ValueError: The folder is no sound checkpoint, or of another kind; the weights are not read then.
+    """
+    store = CheckpointStore(checkpoint.parent)
+    run = store.load_run(checkpoint.name)
+    experiment = experiment_of(run.config)
+    if not isinstance(experiment, kinds):
+        wanted = " or ".join(kind.model_fields["task"].default for kind in kinds)
+        raise ValueError(f"{checkpoint.uri} is a checkpoint of task {experiment.task}, expected one of task {wanted}")
+    return TrainedRun(
+        experiment=experiment,
+        weights=store.load_model_weights(checkpoint.name),
+        checkpoint_hash=sha256_of(read_bytes(checkpoint.child(MANIFEST_NAME))),
+        data_hash=run.data_hash,
+    )

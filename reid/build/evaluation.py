@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reid.build.checkpoints import checkpoint_digest, load_trained_experiment
+from reid.build.checkpoints import TrainedRun, load_trained_run
 from reid.build.data import open_data, open_eval_stream
 from reid.build.results import Result
 from reid.build.training import ReidModel, build_model
-from reid.config import KeypointExperiment, ReidExperiment
+from reid.config import Experiment, PANetExperiment, ReidExperiment
 from reid.contracts import Embeddings
 from reid.data.shard_set import ShardSet
 from reid.evaluation.examples import RankList, choose_queries, nearest_entries
@@ -24,7 +24,6 @@ from reid.evaluation.protocols import Trial, protocol_notes, protocol_trials, ro
 from reid.evaluation.ranking import PositiveRanks
 from reid.evaluation.trials import evaluate_trials, make_result
 from reid.storage import Location
-from reid.training.checkpoint import CheckpointStore
 
 
 @dataclass(frozen=True)
@@ -61,19 +60,12 @@ def load_trained_model(checkpoint: Location, device: torch.device) -> TrainedMod
     Raises:
         ValueError: The folder is no sound checkpoint, or not of a ReID model.
     """
-    store = CheckpointStore(checkpoint.parent)
-    experiment = load_trained_experiment(checkpoint)
-    if isinstance(experiment, KeypointExperiment):
-        raise ValueError(f"{checkpoint.uri} is a checkpoint of {experiment.task}, expected one of a ReID model")
-    weights = store.load_model_weights(checkpoint.name)
-    model = build_model(experiment, len(weights["neck.classifier.weight"]), pretrained=False)
-    model.load_state_dict(weights)
+    run: TrainedRun[ReidExperiment] = load_trained_run(checkpoint, Experiment, PANetExperiment)
+    model = build_model(run.experiment, len(run.weights["neck.classifier.weight"]), pretrained=False)
+    model.load_state_dict(run.weights)
     model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     return TrainedModel(
-        model=model,
-        experiment=experiment,
-        checkpoint_hash=checkpoint_digest(checkpoint),
-        data_hash=store.load_run(checkpoint.name).data_hash,
+        model=model, experiment=run.experiment, checkpoint_hash=run.checkpoint_hash, data_hash=run.data_hash
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reid.build.checkpoints import checkpoint_digest, load_trained_experiment
+from reid.build.checkpoints import load_trained_run
 from reid.build.data import annotated_rows, open_data, open_eval_stream
 from reid.build.evaluation import Evaluation
 from reid.build.run_folder import RunFolder
@@ -28,7 +28,6 @@ from reid.evaluation.orientation import orientation_of
 from reid.keypoints import NUM_KEYPOINTS
 from reid.models.hourglass import Hourglass
 from reid.storage import Location
-from reid.training.checkpoint import CheckpointStore
 
 
 @dataclass(frozen=True)
@@ -69,21 +68,18 @@ def load_trained_detector(checkpoint: Location, device: torch.device) -> Trained
     Raises:
         ValueError: The folder is no sound checkpoint, or not of a keypoint detector.
     """
-    store = CheckpointStore(checkpoint.parent)
-    experiment = load_trained_experiment(checkpoint)
-    if not isinstance(experiment, KeypointExperiment):
-        raise ValueError(f"{checkpoint.uri} is a checkpoint of {experiment.task}, expected one of keypoints")
-    model = Hourglass(experiment.model)
-    model.load_state_dict(store.load_model_weights(checkpoint.name))
+    run = load_trained_run(checkpoint, KeypointExperiment)
+    model = Hourglass(run.experiment.model)
+    model.load_state_dict(run.weights)
     model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     stored = RunFolder(checkpoint.parent.parent).evaluation(checkpoint.name) or {}
-    thresholds = stored.get("thresholds", [experiment.evaluation.threshold] * NUM_KEYPOINTS)
+    thresholds = stored.get("thresholds", [run.experiment.evaluation.threshold] * NUM_KEYPOINTS)
     return TrainedDetector(
         model=model,
-        experiment=experiment,
+        experiment=run.experiment,
         thresholds=np.array(thresholds, dtype=np.float64),
-        checkpoint_hash=checkpoint_digest(checkpoint),
-        data_hash=store.load_run(checkpoint.name).data_hash,
+        checkpoint_hash=run.checkpoint_hash,
+        data_hash=run.data_hash,
     )
 
 

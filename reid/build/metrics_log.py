@@ -14,7 +14,7 @@ import math
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from reid.storage import Location, exists, list_names, read_bytes, write_bytes_atomic
@@ -58,9 +58,9 @@ def read_metrics(folder: Location) -> list[dict[str, Any]]:
     return [rows[key] for key in sorted(rows)]
 
 
-def write_merged_metrics(folder: Location) -> None:
-    """Brings `metrics.jsonl` up to date."""
-    lines = [json.dumps(row, allow_nan=False) + "\n" for row in read_metrics(folder)]
+def write_merged_metrics(folder: Location, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Brings `metrics.jsonl` up to date with what `read_metrics` has just given."""
+    lines = [json.dumps(row, allow_nan=False) + "\n" for row in rows]
     write_bytes_atomic(folder.child("metrics.jsonl"), "".join(lines).encode())
 
 

@@ -136,6 +136,14 @@ class CheckpointStore:
         except (CheckpointDamagedError, FileNotFoundError):
             return None
 
+    def newest_position(self) -> tuple[str, Position] | None:
+        """The newest checkpoint that says where the run goes on, and where; its tensors are neither read nor hashed."""
+        for name in reversed(self.names()):
+            position = self.load_position(name)
+            if position is not None:
+                return name, position
+        return None
+
     def save(self, state: CheckpointState, protected: Collection[str] = ()) -> str | None:
         """Write a checkpoint and delete superseded ones.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from inspect import signature
 from typing import Any, Literal
 
 import torch
@@ -114,11 +115,15 @@ def prepare_model(model: nn.Module, config: StepConfig, device: torch.device) ->
         model = model.to(memory_format=torch.channels_last)
     if world_size() == 1:
         return model
+    # PyTorch 2.13 gave the switch a name of its own; the old one also turned off the broadcast at the start, of buffers
+    # that are the same on all workers.
+    has_new_name = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+    no_broadcast: dict[str, Any] = {"forward_sync_buffers" if has_new_name else "broadcast_buffers": False}
     return DistributedDataParallel(
         model,
         device_ids=[device.index] if device.type == "cuda" else None,
-        broadcast_buffers=False,
         gradient_as_bucket_view=True,
+        **no_broadcast,
     )
 
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from reid.build.checkpoints import load_trained_experiment, load_trained_run
 from reid.build.data import annotated_rows, open_data, open_train_stream
+from reid.build.evaluation import load_trained_model
 from reid.build.keypoint_evaluation import evaluate_keypoints_here, evaluation_rows, load_trained_detector
 from reid.build.report import write_run_report
 from reid.build.results import print_results, read_result
@@ -21,7 +23,7 @@ from reid.data.readers import DatasetConfig, read_dataset
 from reid.data.shards import PackConfig, pack_shards
 from reid.data.synthetic import SyntheticConfig, write_synthetic_veri
 from reid.evaluation.keypoint_prediction import predict_keypoints
-from reid.storage import open_location
+from reid.storage import open_location, read_bytes, sha256_of
 from reid.training.checkpoint import CheckpointStore
 from reid.training.workers import Wish
 
@@ -138,11 +140,24 @@ def test_evaluation_report_and_thresholds_of_a_checkpoint(trained: KeypointExper
     assert keypoints.shape == (2, 20, 3)
     assert scores.shape == (2, 20)
     assert (keypoints[..., 2] == 1).all()
-    larger, _ = predict_keypoints(detector.model, images, 2 * sizes, np.full(20, -9.0))
-    np.testing.assert_allclose(larger[..., :2] + 0.5, 2 * (keypoints[..., :2] + 0.5), rtol=1e-6)
+    unscaled, _ = predict_keypoints(detector.model, images, np.full((2, 2), 32), np.full(20, -9.0))
+    expected = (unscaled[..., :2] + 0.5) * sizes[:, None, ::-1] / 32 - 0.5
+    np.testing.assert_allclose(keypoints[..., :2], expected, atol=1e-4)
     assert (keypoints[..., :2] <= sizes[:, None, ::-1] - 0.5).all()
     none, _ = predict_keypoints(detector.model, images, sizes, np.full(20, 9.0))
     assert not none.any()
+
+
+def test_a_checkpoint_of_another_kind_is_refused_by_its_task(trained: KeypointExperiment) -> None:
+    folder = open_run(trained)
+    checkpoint = folder.checkpoints.child(CheckpointStore(folder.checkpoints).names()[-1])
+    with pytest.raises(ValueError, match=r"step-\d+ is a checkpoint of task keypoints, expected one of task ppt or panet"):
+        load_trained_model(checkpoint, CPU)
+    run = load_trained_run(checkpoint, KeypointExperiment)
+    assert run.experiment == trained == load_trained_experiment(checkpoint)
+    assert run.checkpoint_hash == sha256_of(read_bytes(checkpoint.child("manifest.json")))
+    with open_data(trained) as opened:
+        assert run.data_hash == opened.manifest.hash
 
 
 def test_held_out_identities_are_not_trained_on_and_follow_from_the_seed(shards: Path, tmp_path: Path) -> None:

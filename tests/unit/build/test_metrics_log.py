@@ -69,7 +69,7 @@ def test_each_writer_has_a_file_and_readers_see_the_rows_of_all(
     rows = read_metrics(opened(tmp_path))
     assert [(row["step"], row["kind"]) for row in rows] == [(1, "epoch"), (1, "evaluation"), (2, "epoch")]
     assert len(list((tmp_path / "run" / "metrics").iterdir())) == 2
-    write_merged_metrics(opened(tmp_path))
+    write_merged_metrics(opened(tmp_path), rows)
     merged = (tmp_path / "run" / "metrics.jsonl").read_text()
     assert [json.loads(line) for line in merged.splitlines()] == rows
     assert read_metrics(opened(tmp_path)) == rows

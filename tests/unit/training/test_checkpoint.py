@@ -50,6 +50,16 @@ def _file(store: CheckpointStore, name: str, file: str) -> Path:
     return store.location.child(name).child(file).local_path
 
 
+def test_the_newest_position_is_found_without_the_tensors(store: CheckpointStore, state: CheckpointState) -> None:
+    assert store.newest_position() is None
+    for step in (3, 7, 9):
+        store.save(_at(state, step))
+    _file(store, "step-00000007", "model.safetensors").unlink()
+    _file(store, "step-00000009", "state.json").write_bytes(b"{}")
+    assert store.newest_position() == ("step-00000007", Position(step=7))
+    assert store.newest() == "step-00000003"
+
+
 def test_what_is_loaded_is_what_was_saved(store: CheckpointStore, state: CheckpointState) -> None:
     assert store.save(state) == "step-00000007"
     loaded = store.load("step-00000007")

@@ -6,6 +6,8 @@ What one worker does is done in the test's own process.
 
 from __future__ import annotations
 
+import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +114,20 @@ def _statistics() -> dict[str, Tensor]:
     return everything(step)
 
 
+def _two_forward_passes() -> dict[str, Any]:
+    """Statistics after this rank's images were shown twice, and those of the same network without its wrapper."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step = build_step(dropout=0.0)
+    plain = copy.deepcopy(step.bare_model)
+    images = next(PlannedStream(steps=1).batches(0)).images
+    for model in (step.model, plain):
+        model.train()
+        for _ in range(2):
+            model(images)
+    return {"actual": step.bare_model.state_dict(), "expected": plain.state_dict()}
+
+
 def _work(rank: int, world_size: int, folder: str) -> dict[str, Any]:
     return {
         "talk": _small_talk(rank),
@@ -119,6 +135,7 @@ def _work(rank: int, world_size: int, folder: str) -> dict[str, Any]:
         "whole": _fit_whole(rank, f"{folder}/whole", None),
         "stopped": _fit_whole(rank, f"{folder}/stopped", 1),
         "statistics": _statistics(),
+        "forward": _two_forward_passes(),
     }
 
 
@@ -174,6 +191,13 @@ def test_one_workers_wish_stops_all_at_one_step_and_another_number_of_workers_go
     assert ranks[0]["stopped"]["consumed"][:4] + resumed["consumed"] == alone["consumed"]
     for name, expected in alone["state"].items():
         torch.testing.assert_close(resumed["state"][name], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_forward_pass_leaves_each_worker_its_own_statistics(workers: Found) -> None:
+    first, second = (found["forward"] for found in workers[1])
+    for found in (first, second):
+        assert differing(found["expected"], found["actual"]) == []
+    assert "norm.running_mean" in differing(first["actual"], second["actual"])
 
 
 def test_batch_norm_statistics_are_the_average_over_the_workers(workers: Found) -> None:

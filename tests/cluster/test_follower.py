@@ -1,0 +1,48 @@
+"""The follower of a run, without a cluster: what fails beside training must not hide how training ended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cluster.follower import RunFollower
+from reid.build.metrics_log import MetricsLog
+from reid.build.run_folder import open_run
+from reid.config import Experiment, load_experiment
+from reid.training.run_lock import RunLock
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Experiment:
+    experiment = load_experiment(None, [f"runs={tmp_path}", "name=followed"])
+    folder = open_run(experiment)
+    MetricsLog(folder.location).append("epoch", {"step": 10, "epoch": 0, "loss": 2.0})
+    return experiment
+
+
+def follower_of(experiment: Experiment) -> RunFollower:
+    folder = open_run(experiment)
+    return RunFollower(experiment, folder, RunLock(folder.location))
+
+
+def test_merged_metrics_are_there_after_a_run_that_failed(experiment: Experiment) -> None:
+    with pytest.raises(RuntimeError, match="out of memory"), follower_of(experiment):
+        raise RuntimeError("out of memory")
+    merged = open_run(experiment).location.child("metrics.jsonl").local_path
+    assert merged.read_text() == '{"kind": "epoch", "step": 10, "epoch": 0, "loss": 2.0}\n'
+
+
+def test_a_folder_that_refuses_to_be_written_does_not_hide_how_the_run_ended(
+    experiment: Experiment, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = open_run(experiment).location.local_path
+    (run / "metrics.jsonl" / "in the way").mkdir(parents=True)
+    with pytest.raises(RuntimeError, match="out of memory"), follower_of(experiment):
+        raise RuntimeError("out of memory")
+    assert "the follower met an error and goes on" in caplog.text
+    assert "metrics.jsonl" in caplog.text
+    caplog.clear()
+    with follower_of(experiment):
+        pass
+    assert "metrics.jsonl" in caplog.text
