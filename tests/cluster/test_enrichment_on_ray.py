@@ -5,17 +5,25 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from cluster.shard_tasks import run_on_ray
 from jobs import add_masks
+from reid.build.added_keypoints import AddedKeypoints, KeypointAdditionConfig
+from reid.build.keypoint_evaluation import TrainedDetector
+from reid.build.network_additions import NetworkRun
+from reid.config import KeypointExperiment
 from reid.contracts import DataError
 from reid.data.enrichment import enrich_shards
 from reid.data.shard_set import open_shards
 from reid.data.shards import pack_shards
 from reid.data.verify import verify_shards
+from reid.models.hourglass import Hourglass, HourglassConfig
 from tests.unit.data.enrichments import Painted
 from tests.unit.data.raw_images import SMALL, draw_records
 
@@ -39,6 +47,36 @@ def test_enriching_on_ray_gives_the_same_set_as_enriching_alone(tmp_path: Path) 
     assert (len(done), done[-1]) == (10, 48)
     for path in (tmp_path / "alone").iterdir():
         assert path.read_bytes() == (tmp_path / "ray" / path.name).read_bytes()
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_a_network_travels_to_the_workers_and_gives_the_same_set(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = HourglassConfig(num_stacks=1, channels=8, depth=1)
+    experiment = KeypointExperiment.model_validate(
+        {"model": config.model_dump(), "data": {"transform": {"height": 16, "width": 16}}}
+    )
+    trained = TrainedDetector(
+        model=Hourglass(config).eval(),
+        experiment=experiment,
+        thresholds=np.zeros(20),
+        checkpoint_hash="c",
+        data_hash="d",
+    )
+    run = NetworkRun(device="cpu", precision="float32", batch_size=4)
+    enrichment = AddedKeypoints(trained, run, KeypointAdditionConfig())
+    pack_shards(draw_records(tmp_path / "raw"), tmp_path / "source", SMALL)
+    expected = enrich_shards(tmp_path / "source", tmp_path / "alone", enrichment)
+    run_tasks = partial(run_on_ray, num_cpus=1, num_gpus=0)
+    actual = enrich_shards(tmp_path / "source", tmp_path / "ray", enrichment, run_tasks=run_tasks)
+    # Threads may round differently, so not the same bytes: the same images, and the same keypoints to a hundredth.
+    assert actual.additions[-1].members == expected.additions[-1].members
+    ours, theirs = open_shards(tmp_path / "ray").index, open_shards(tmp_path / "alone").index
+    np.testing.assert_array_equal(ours.key, theirs.key)
+    assert ours.keypoint_scores is not None
+    assert theirs.keypoint_scores is not None
+    np.testing.assert_allclose(ours.keypoint_scores, theirs.keypoint_scores, atol=1e-4)
 
 
 @pytest.mark.ray
