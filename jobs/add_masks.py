@@ -18,12 +18,11 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from cluster.command_line import exit_code, set_up_logging
 from cluster.precompute import run_on_ray
 from cluster.resources import ray_connection
 from reid.build.mask_pictures import picture_of_masks
+from reid.build.progress import progress_bar
 from reid.data.coarse_masks import CoarseMaskConfig, CoarseMasks
 from reid.data.enrichment import RunTasks, enrich_shards, run_in_this_process
 from reid.data.manifest import Manifest
@@ -54,20 +53,18 @@ def _add(arguments: argparse.Namespace) -> None:
     enrichment = CoarseMasks(read_settings(CoarseMaskConfig, arguments.settings))
     if arguments.pictures and arguments.pictures.suffix.lower() not in {".jpg", ".jpeg", ".png"}:
         raise ValueError(f"--pictures {arguments.pictures}: expected a name that ends in .jpg or .png")
-    columns = (TextColumn("masks"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     num_new = 0
     with ExitStack() as stack:
         run_tasks: RunTasks = run_in_this_process
         if not arguments.no_ray:
             stack.enter_context(ray_connection())
             run_tasks = run_on_ray
-        bar = stack.enter_context(Progress(*columns, transient=True, disable=not sys.stderr.isatty()))
-        row = bar.add_task("images", total=None)
+        draw = stack.enter_context(progress_bar("masks"))
 
         def show(done: int, total: int, result: ShardResult) -> None:
             nonlocal num_new
             num_new += 0 if result.kept else result.info.count
-            bar.update(row, completed=done, total=total)
+            draw(done, total)
 
         started = time.monotonic()
         manifest = enrich_shards(

@@ -15,8 +15,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+from reid.build.progress import progress_bar
 from reid.data.doctor import DoctorConfig, check_keypoint_files, check_survey
 from reid.data.doctor_report import DoctorReport
 from reid.data.readers import DatasetConfig, Format, detect_format, survey_dataset
@@ -39,11 +38,8 @@ def check(arguments: argparse.Namespace) -> DoctorReport:
     values = {"format": arguments.format or detect_format(path), "root": str(path), "keypoints": arguments.keypoints}
     config = DatasetConfig.model_validate({**values, "on_duplicate": arguments.on_duplicate})
     options = DoctorConfig(max_images=arguments.max_images, allow_overlap=arguments.allow_overlap)
-    columns = (TextColumn("opening images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("images", total=None)
-        survey = survey_dataset(config)
-        return check_survey(survey, options, lambda done, total: bar.update(task, completed=done, total=total))
+    with progress_bar("opening images") as show:
+        return check_survey(survey_dataset(config), options, show)
 
 
 def main() -> int:
