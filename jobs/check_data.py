@@ -47,13 +47,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", help="data set folder (or its parent), .csv or .parquet table, or keypoint file")
     parser.add_argument("--format", choices=get_args(Format), help="found out when not given")
-    parser.add_argument("--keypoints", help="keypoint file, or folder with both, when not beside the images")
     parser.add_argument(
-        "--on-duplicate", choices=("refuse", "last"), default="refuse", help="image annotated in two ways"
+        "--keypoints", metavar="PATH", help="keypoint file, or folder with both, when not beside the images"
     )
-    parser.add_argument("--max-images", type=int, help="open only a drawn sample of this many files (0: none)")
+    parser.add_argument(
+        "--on-duplicate",
+        choices=("refuse", "last"),
+        default="refuse",
+        help="an image annotated in two ways is an error (refuse, the default), or its last line counts",
+    )
+    parser.add_argument(
+        "--max-images", type=int, metavar="N", help="open only a drawn sample of this many files (0: none)"
+    )
     parser.add_argument("--allow-overlap", action="store_true", help="only warn about vehicles in train and test")
-    parser.add_argument("--json", type=Path, help="also write the report to this file")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report to this file")
     arguments = parser.parse_args()
     try:
         report = check(arguments)

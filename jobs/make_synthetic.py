@@ -42,7 +42,11 @@ def parse() -> tuple[Path, SyntheticConfig]:
         info = SyntheticConfig.model_fields[field]
         text = f"{(info.description or field.replace('_', ' ')).splitlines()[0]} (default {info.default})"
         parser.add_argument(
-            f"--{option}", dest=field, type=float if info.annotation is float else int, help=text.replace("%", "%%")
+            f"--{option}",
+            dest=field,
+            type=float if info.annotation is float else int,
+            metavar="X" if info.annotation is float else "N",
+            help=text.replace("%", "%%"),
         )
     arguments = vars(parser.parse_args())
     root = arguments.pop("root")

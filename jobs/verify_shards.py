@@ -20,7 +20,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shards", help="folder of the set: local path, s3://, gs:// or http(s)://")
     parser.add_argument("--decode", action="store_true", help="also decode every image and mask")
-    parser.add_argument("--most", type=int, default=50, help="problems to print in full")
+    parser.add_argument("--most", type=int, default=50, metavar="N", help="problems to print in full (default 50)")
     arguments = parser.parse_args()
     try:
         with progress_bar("verifying shards") as show:
