@@ -89,8 +89,15 @@ def _run(arguments: argparse.Namespace, kind: type[AnyExperiment]) -> None:
 
 def _parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a setting: dotted path, YAML value")
-    parser.add_argument("--config", type=Path, help="YAML file with what differs from the defaults (jobs/configs/)")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="override a setting: dotted path, YAML value (--print-config lists all)",
+    )
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="YAML file with what differs from the defaults (jobs/configs/)"
+    )
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
     parser.add_argument(
         "--dry-run",

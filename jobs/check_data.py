@@ -15,8 +15,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+from reid.build.progress import progress_bar
 from reid.data.doctor import DoctorConfig, check_keypoint_files, check_survey
 from reid.data.doctor_report import DoctorReport
 from reid.data.readers import DatasetConfig, Format, detect_format, survey_dataset
@@ -39,11 +38,8 @@ def check(arguments: argparse.Namespace) -> DoctorReport:
     values = {"format": arguments.format or detect_format(path), "root": str(path), "keypoints": arguments.keypoints}
     config = DatasetConfig.model_validate({**values, "on_duplicate": arguments.on_duplicate})
     options = DoctorConfig(max_images=arguments.max_images, allow_overlap=arguments.allow_overlap)
-    columns = (TextColumn("opening images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("images", total=None)
-        survey = survey_dataset(config)
-        return check_survey(survey, options, lambda done, total: bar.update(task, completed=done, total=total))
+    with progress_bar("opening images") as show:
+        return check_survey(survey_dataset(config), options, show)
 
 
 def main() -> int:
@@ -51,13 +47,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", help="data set folder (or its parent), .csv or .parquet table, or keypoint file")
     parser.add_argument("--format", choices=get_args(Format), help="found out when not given")
-    parser.add_argument("--keypoints", help="keypoint file, or folder with both, when not beside the images")
     parser.add_argument(
-        "--on-duplicate", choices=("refuse", "last"), default="refuse", help="image annotated in two ways"
+        "--keypoints", metavar="PATH", help="keypoint file, or folder with both, when not beside the images"
     )
-    parser.add_argument("--max-images", type=int, help="open only a drawn sample of this many files (0: none)")
+    parser.add_argument(
+        "--on-duplicate",
+        choices=("refuse", "last"),
+        default="refuse",
+        help="an image annotated in two ways is an error (refuse, the default), or its last line counts",
+    )
+    parser.add_argument(
+        "--max-images", type=int, metavar="N", help="open only a drawn sample of this many files (0: none)"
+    )
     parser.add_argument("--allow-overlap", action="store_true", help="only warn about vehicles in train and test")
-    parser.add_argument("--json", type=Path, help="also write the report to this file")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report to this file")
     arguments = parser.parse_args()
     try:
         report = check(arguments)

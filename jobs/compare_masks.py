@@ -14,6 +14,7 @@ from pathlib import Path
 
 from cluster.command_line import exit_code, set_up_logging
 from reid.build.mask_comparison import compare_masks
+from reid.build.progress import progress_bar
 from reid.contracts import DataError
 from reid.data.shard_set import open_shards
 from reid.evaluation.results import ResultRows, plain_table
@@ -41,8 +42,8 @@ def _compare(arguments: argparse.Namespace) -> None:
     try:
         with open_shards(arguments.truth) as truth:
             for name in arguments.sets:
-                with open_shards(name) as shards:
-                    comparison = compare_masks(truth, shards, splits)
+                with open_shards(name) as shards, progress_bar(f"comparing {Path(name).name}") as draw:
+                    comparison = compare_masks(truth, shards, splits, draw)
                 figures = comparison.figures()
                 cells = [f"{100 * figures[column]:.1f}" if column in figures else "-" for column in COLUMNS]
                 rows.append((Path(name).name, f"{len(comparison.keys):,}", *cells))

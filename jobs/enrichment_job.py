@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -12,11 +11,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cluster.resources import has_gpus, ray_connection
 from cluster.shard_tasks import run_on_ray
 from reid.build.network_additions import NetworkRun, NetworkRunConfig, resolve_run
+from reid.build.progress import progress_bar
 from reid.data.additions import Enrichment
 from reid.data.enrichment import enrich_shards
 from reid.data.manifest import Manifest
@@ -89,7 +88,6 @@ def enrich(arguments: argparse.Namespace, of: str, decide: Callable[[bool], Work
     if arguments.pictures and arguments.pictures.suffix.lower() not in PICTURE_ENDINGS:
         raise ValueError(f"--pictures {arguments.pictures}: expected a name that ends in .jpg or .png")
     num_new = 0
-    columns = (TextColumn(of), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with ExitStack() as stack:
         if arguments.no_ray:
             work = decide(torch.cuda.is_available())
@@ -98,13 +96,12 @@ def enrich(arguments: argparse.Namespace, of: str, decide: Callable[[bool], Work
             stack.enter_context(ray_connection())
             work = decide(has_gpus())
             run_tasks = partial(run_on_ray, num_cpus=work.num_cpus, num_gpus=work.num_gpus)
-        bar = stack.enter_context(Progress(*columns, transient=True, disable=not sys.stderr.isatty()))
-        row = bar.add_task("images", total=None)
+        draw = stack.enter_context(progress_bar(of))
 
         def show(done: int, total: int, result: ShardResult) -> None:
             nonlocal num_new
             num_new += 0 if result.kept else result.info.count
-            bar.update(row, completed=done, total=total)
+            draw(done, total)
             work.watch(done, total, result)
 
         started = time.monotonic()

@@ -6,7 +6,7 @@
 
 Data set and settings are those of the run that trained the checkpoint unless key=value overrides say otherwise. Prints
 one table; `--output` writes figures, protocol and hashes as JSON. Exit codes as for training: 0, 2 (call), 3 (data), 4
-(failed).
+(failed), 130 (Ctrl-C), 143 (SIGTERM).
 """
 
 from __future__ import annotations
@@ -25,16 +25,19 @@ from reid.build.evaluation import Evaluation, evaluate_here
 from reid.build.keypoint_evaluation import evaluate_keypoints_here
 from reid.build.results import print_results
 from reid.config import AnyExperiment, KeypointExperiment, with_overrides
+from reid.evaluation.protocols import PROTOCOLS
 from reid.storage import Location, open_location
 
 
 def main() -> int:
     """Evaluates what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="checkpoint folder or URL")
+    parser.add_argument("checkpoint", help="checkpoint folder or URL (runs/NAME/checkpoints/step-...)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a setting of the run")
-    parser.add_argument("--protocol", action="append", help="protocol to score under; may be repeated")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument(
+        "--protocol", action="append", metavar="NAME", help=f"may be repeated; one of {', '.join(PROTOCOLS)}"
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file to write")
     parser.add_argument("--no-ray", action="store_true", help="evaluate in this process")
     arguments = parser.parse_intermixed_args()
     set_up_logging()

@@ -16,8 +16,7 @@ import logging
 import sys
 from contextlib import ExitStack
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+from reid.build.progress import progress_bar
 from reid.data.manifest import Manifest
 from reid.data.readers import DatasetConfig, detect_format, read_dataset
 from reid.data.shards import PackConfig, ShardResult, pack_shards
@@ -31,7 +30,6 @@ def pack(arguments: argparse.Namespace) -> Manifest:
     config = read_settings(PackConfig, [text for text in arguments.settings if not text.startswith("source.")])
     source = {"format": arguments.format or detect_format(arguments.source), "root": arguments.source}
     records = read_dataset(read_settings(DatasetConfig, about_source, {**source, "keypoints": arguments.keypoints}))
-    columns = (TextColumn("packing shards"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with ExitStack() as stack:
         run_tasks: RunTasks = run_in_this_process
         if not arguments.no_ray:
@@ -40,11 +38,10 @@ def pack(arguments: argparse.Namespace) -> Manifest:
 
             stack.enter_context(ray_connection())
             run_tasks = run_on_ray
-        bar = stack.enter_context(Progress(*columns, transient=True, disable=not sys.stderr.isatty()))
-        row = bar.add_task("shards", total=None)
+        draw = stack.enter_context(progress_bar("packing shards"))
 
         def show(done: int, total: int, _: ShardResult) -> None:
-            bar.update(row, completed=done, total=total)
+            draw(done, total)
 
         overwrite = arguments.overwrite
         return pack_shards(records, arguments.target, config, run_tasks=run_tasks, overwrite=overwrite, progress=show)

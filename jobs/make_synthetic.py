@@ -14,8 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+from reid.build.progress import progress_bar
 from reid.data.synthetic import SyntheticConfig, write_synthetic_veri, written_config
 
 OPTIONS = {
@@ -43,7 +42,11 @@ def parse() -> tuple[Path, SyntheticConfig]:
         info = SyntheticConfig.model_fields[field]
         text = f"{(info.description or field.replace('_', ' ')).splitlines()[0]} (default {info.default})"
         parser.add_argument(
-            f"--{option}", dest=field, type=float if info.annotation is float else int, help=text.replace("%", "%%")
+            f"--{option}",
+            dest=field,
+            type=float if info.annotation is float else int,
+            metavar="X" if info.annotation is float else "N",
+            help=text.replace("%", "%%"),
         )
     arguments = vars(parser.parse_args())
     root = arguments.pop("root")
@@ -53,16 +56,14 @@ def parse() -> tuple[Path, SyntheticConfig]:
 def main() -> int:
     """Draws the data set that the command line asks for."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    columns = (TextColumn("drawing vehicles"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     start = time.perf_counter()
     try:
         root, config = parse()
         if written_config(root) == config:
             logging.info("%s already holds this data set", root)
             return 0
-        with Progress(*columns, transient=True, disable=not sys.stderr.isatty()) as bar:
-            task = bar.add_task("images", total=None)
-            write_synthetic_veri(root, config, lambda done, total: bar.update(task, completed=done, total=total))
+        with progress_bar("drawing vehicles") as show:
+            write_synthetic_veri(root, config, show)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

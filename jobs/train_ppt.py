@@ -1,7 +1,8 @@
-"""Train PPT (part perspective transformation) on a Ray cluster.
+r"""Train PPT (part perspective transformation) on a Ray cluster.
 
     python jobs/train_ppt.py --config jobs/configs/ppt_veri776.yaml data.shards=/data/veri776-shards
-    ray job submit --working-dir . -- python jobs/train_ppt.py --config jobs/configs/ppt_veri776.yaml seed=1
+    ray job submit --working-dir . -- python jobs/train_ppt.py --config jobs/configs/ppt_veri776.yaml \
+        data.shards=/data/veri776-shards runs=/data/runs
 
 `model.planes=null` trains the plain baseline: the same code without the local branch.
 """

@@ -11,8 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+from reid.build.progress import progress_bar
 from reid.data.verify import verify_shards
 
 
@@ -21,17 +20,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shards", help="folder of the set: local path, s3://, gs:// or http(s)://")
     parser.add_argument("--decode", action="store_true", help="also decode every image and mask")
-    parser.add_argument("--most", type=int, default=50, help="problems to print in full")
+    parser.add_argument("--most", type=int, default=50, metavar="N", help="problems to print in full (default 50)")
     arguments = parser.parse_args()
-    columns = (TextColumn("verifying shards"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
-        with Progress(*columns, transient=True, disable=not sys.stderr.isatty()) as bar:
-            row = bar.add_task("shards", total=None)
-            report = verify_shards(
-                arguments.shards,
-                decode=arguments.decode,
-                progress=lambda done, total: bar.update(row, completed=done, total=total),
-            )
+        with progress_bar("verifying shards") as show:
+            report = verify_shards(arguments.shards, decode=arguments.decode, progress=show)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -36,6 +36,7 @@ class SyntheticConfig(Settings):
     num_test_identities: int = Field(default=30, ge=0)
     """The following n identities are for query and gallery."""
     num_cameras: int = Field(default=8, ge=1, le=999)
+    """Cameras in all."""
     cameras_per_identity: int = Field(default=5, ge=1)
     """How many of the cameras each vehicle passes."""
     images_per_camera: int = Field(default=2, ge=1)
@@ -43,6 +44,7 @@ class SyntheticConfig(Settings):
     min_long_side: int = Field(default=96, ge=32)
     """Longer side of the smallest raw images, in pixels."""
     max_long_side: int = Field(default=300, le=1024)
+    """Longer side of the largest raw images, in pixels."""
     group_size: int = Field(default=4, ge=1)
     """Identities that share model and colour; larger is harder."""
     unique_share: float = Field(default=0.2, ge=0.0, le=1.0)
@@ -61,6 +63,7 @@ class SyntheticConfig(Settings):
     obstacles: float = Field(default=1.0, ge=0.0, le=3.0)
     """Factor on the share of images in which a post or another vehicle hides something (on average 8 %)."""
     seed: int = Field(default=0, ge=0)
+    """Everything drawn follows from it."""
 
     @model_validator(mode="after")
     def _ranges_fit(self) -> Self:

@@ -24,11 +24,10 @@ from reid.build.run_folder import open_run
 from reid.build.training import build_training
 from reid.config import Experiment, load_experiment
 from reid.contracts import IntervalResult
-from reid.data.readers import DatasetConfig, read_dataset
-from reid.data.shards import PackConfig, pack_shards
-from reid.data.synthetic import SyntheticConfig, write_synthetic_veri
+from reid.data.synthetic import SyntheticConfig
 from tests.benchmarks.machine import write_result
 from tests.processes import run
+from tests.synthetic_shards import pack_synthetic
 
 WORKERS = 2
 
@@ -61,16 +60,14 @@ def main() -> None:
     seconds: dict[str, list[float]] = {"plain": [], "ray": []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_synthetic_veri(folder / "raw", SyntheticConfig(num_train_identities=32, num_test_identities=4))
-        records = read_dataset(DatasetConfig(format="veri776", root=str(folder / "raw")))
-        pack_shards(records, folder / "shards", PackConfig(name="bench"))
+        shards = pack_synthetic(folder, SyntheticConfig(num_train_identities=32, num_test_identities=4), "bench")
         with ray_connection():
             for number in range(arguments.rounds):
                 for variant in seconds:
                     experiment = load_experiment(
                         None,
                         [
-                            f"name={variant}-{number}", f"runs={folder / 'runs'}", f"data.shards={folder / 'shards'}",
+                            f"name={variant}-{number}", f"runs={folder / 'runs'}", f"data.shards={shards}",
                             f"data.transform.height={arguments.size}", f"data.transform.width={arguments.size}",
                             "data.transform.padding=4", "model.backbone.name=resnet18",
                             f"training.loop.epochs={arguments.epochs}",

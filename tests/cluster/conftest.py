@@ -11,22 +11,13 @@ import pytest
 
 from cluster.resources import ray_connection
 from reid.config import Experiment, load_experiment
-from reid.data.readers import DatasetConfig, read_dataset
-from reid.data.shards import PackConfig, pack_shards
-from reid.data.synthetic import SyntheticConfig, write_synthetic_veri
+from tests.synthetic_shards import pack_synthetic, small_config
 
 
 @pytest.fixture(scope="session")
 def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of a dozen synthetic vehicles."""
-    folder = tmp_path_factory.mktemp("tiny")
-    config = SyntheticConfig(
-        num_train_identities=12, num_test_identities=4, num_cameras=4, cameras_per_identity=4, images_per_camera=1
-    )
-    write_synthetic_veri(folder / "raw", config)
-    records = read_dataset(DatasetConfig(format="veri776", root=str(folder / "raw")))
-    pack_shards(records, folder / "shards", PackConfig(name="tiny"))
-    return folder / "shards"
+    return pack_synthetic(tmp_path_factory.mktemp("tiny"), small_config(12, 4, 4), "tiny")
 
 
 def tiny_experiment(shards: Path, runs: Path, *overrides: str) -> Experiment:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import subprocess
 import sys
@@ -11,8 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from moto.server import ThreadedMotoServer
-from pyarrow import fs
 
 from cluster.run_marks import RefusalMark, StopMark
 from cluster.trainer import train
@@ -24,27 +21,16 @@ from reid.settings_file import to_yaml
 from reid.storage import exists, open_location
 from reid.training.checkpoint import CheckpointStore
 from tests.cluster.conftest import tiny_experiment
+from tests.s3_server import s3_server
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def bucket() -> Iterator[str]:
     """Address of an empty bucket of an S3 server on this machine."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    fs.S3FileSystem(
-        endpoint_override=f"{host}:{port}", scheme="http", region="us-east-1", allow_bucket_creation=True
-    ).create_dir("runs")
-    yield "s3://runs"
-    server.stop()
+    with s3_server("runs"):
+        yield "s3://runs"
 
 
 def start(experiment: Experiment, folder: Path, *options: str) -> subprocess.Popen[str]:

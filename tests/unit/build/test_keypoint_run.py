@@ -19,27 +19,18 @@ from reid.build.run_plan import describe_plan
 from reid.build.training import build_training
 from reid.config import KeypointExperiment, load_experiment
 from reid.contracts import DataError, EpochResult
-from reid.data.readers import DatasetConfig, read_dataset
-from reid.data.shards import PackConfig, pack_shards
-from reid.data.synthetic import SyntheticConfig, write_synthetic_veri
 from reid.evaluation.keypoint_prediction import predict_keypoints
 from reid.storage import open_location, read_bytes, sha256_of
 from reid.training.checkpoint import CheckpointStore
 from reid.training.workers import Wish
+from tests.synthetic_shards import pack_synthetic, small_config
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("keypoints")
-    config = SyntheticConfig(
-        num_train_identities=8, num_test_identities=3, num_cameras=3, cameras_per_identity=3, images_per_camera=1
-    )
-    write_synthetic_veri(folder / "raw", config)
-    records = read_dataset(DatasetConfig(format="veri776", root=str(folder / "raw")))
-    pack_shards(records, folder / "set", PackConfig(name="eight"))
-    return folder / "set"
+    return pack_synthetic(tmp_path_factory.mktemp("keypoints"), small_config(8, 3, 3), "eight")
 
 
 def experiment_on(shards: Path, runs: Path, *overrides: str) -> KeypointExperiment:

@@ -8,22 +8,12 @@ from reid.build.data import open_data
 from reid.build.run_plan import describe_plan
 from reid.config import load_experiment
 from reid.contracts import DataError
-from reid.data.readers import DatasetConfig, read_dataset
-from reid.data.shards import PackConfig, pack_shards
-from reid.data.synthetic import SyntheticConfig, write_synthetic_veri
+from tests.synthetic_shards import pack_synthetic, small_config
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("plan")
-    config = SyntheticConfig(
-        num_train_identities=6, num_test_identities=2, num_cameras=3, cameras_per_identity=3, images_per_camera=1
-    )
-    write_synthetic_veri(folder / "raw", config)
-    pack_shards(
-        read_dataset(DatasetConfig(format="veri776", root=str(folder / "raw"))), folder / "set", PackConfig(name="six")
-    )
-    return folder / "set"
+    return pack_synthetic(tmp_path_factory.mktemp("plan"), small_config(6, 2, 3), "six")
 
 
 def test_the_plan_is_written_as_equations(shards: Path) -> None:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import pickle
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
-from moto.server import ThreadedMotoServer
-from pyarrow import fs
 
 from reid import storage
 from reid.contracts import Record
@@ -24,63 +20,24 @@ from reid.data.shards import ShardResult, ShardTask, pack_shards
 from reid.data.staging import ShardWork
 from reid.data.verify import verify_shards
 from reid.storage import Location, RetryCounter, RetryPolicy
+from tests.s3_server import Gate, s3_server
 from tests.unit.data.enrichments import Painted
 from tests.unit.data.raw_images import SMALL, draw_records
 
 FAST = RetryPolicy(base_seconds=0.001)
 
 
-class Gate:
-    """Between the S3 server and its clients: counts requests and answers some of them with an error."""
-
-    def __init__(self, application: Callable[..., Any]):
-        self.application = application
-        self.requests: list[str] = []
-        self.failures: list[tuple[str, str]] = []
-        """(pattern of "METHOD /path", status line) of errors still to be given, first match first."""
-
-    def __call__(self, environment: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-        request = f"{environment['REQUEST_METHOD']} {environment['PATH_INFO']}"
-        self.requests.append(request)
-        for failure in self.failures:
-            if re.search(failure[0], request):
-                self.failures.remove(failure)
-                code = {"503": "SlowDown", "500": "InternalError", "403": "AccessDenied"}[failure[1][:3]]
-                body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()
-                headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))]
-                start_response(failure[1], headers)
-                return [b"" if environment["REQUEST_METHOD"] == "HEAD" else body]
-        return self.application(environment, start_response)
-
-
 @pytest.fixture(scope="module")
-def server() -> Iterator[tuple[str, Gate]]:
-    """Address and gate of an S3 server on this machine with a bucket `data`."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    with pytest.MonkeyPatch.context() as patch:
-        moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        moto.start()
-        host, port = moto.get_host_and_port()
-        assert moto._server is not None
-        gate = Gate(moto._server.app)
-        moto._server.app = gate  # type: ignore[assignment]
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        fs.S3FileSystem(
-            endpoint_override=f"{host}:{port}", scheme="http", region="us-east-1", allow_bucket_creation=True
-        ).create_dir("data")
-        yield f"{host}:{port}", gate
-        moto.stop()
+def server() -> Iterator[Gate]:
+    with s3_server("data") as gate:
+        yield gate
 
 
 @pytest.fixture
-def gate(server: tuple[str, Gate]) -> Gate:
-    server[1].requests.clear()
-    server[1].failures.clear()
-    return server[1]
+def gate(server: Gate) -> Gate:
+    server.requests.clear()
+    server.failures.clear()
+    return server
 
 
 @pytest.fixture
@@ -261,13 +218,13 @@ def test_a_dead_server_is_given_up_after_the_attempts(tmp_path: Path, gate: Gate
     assert "failed 3 times" in caught.value.__notes__[0]
 
 
-def test_an_address_may_name_its_server(server: tuple[str, Gate], uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_may_name_its_server(server: Gate, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     storage.write_bytes_atomic(storage.open_location(uri).child("file"), b"content")
     monkeypatch.delenv("AWS_ENDPOINT_URL")
-    folder = storage.open_location(f"{uri}?endpoint_override={server[0]}&scheme=http&region=us-east-1")
+    folder = storage.open_location(f"{uri}?endpoint_override={server.address}&scheme=http&region=us-east-1")
     file = folder.child("file")
     assert storage.read_bytes(file) == b"content"
-    assert file.uri == f"{uri}/file?endpoint_override={server[0]}&scheme=http&region=us-east-1"
+    assert file.uri == f"{uri}/file?endpoint_override={server.address}&scheme=http&region=us-east-1"
     assert storage.read_bytes(storage.open_location(file.uri)) == b"content"
     assert storage.read_bytes(pickle.loads(pickle.dumps(file))) == b"content"
 
