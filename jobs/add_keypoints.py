@@ -19,7 +19,7 @@ import sys
 import torch
 
 from cluster.command_line import exit_code, set_up_logging
-from jobs.enrichment_job import Work, add_arguments, enrich, network_work
+from cluster.enrichment_job import Work, add_arguments, enrich, network_work
 from reid.build.added_keypoints import (
     AbsurdRates,
     AddedKeypoints,

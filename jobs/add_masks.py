@@ -24,7 +24,7 @@ import sys
 import torch
 
 from cluster.command_line import exit_code, set_up_logging
-from jobs.enrichment_job import Work, add_arguments, enrich, network_work
+from cluster.enrichment_job import Work, add_arguments, enrich, network_work
 from reid.build.added_parts import AddedParts, PartAdditionConfig, UniformStripes
 from reid.build.addition_pictures import picture_of_masks
 from reid.build.evaluation import load_trained_model
