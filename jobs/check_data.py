@@ -1,6 +1,6 @@
 """Check a raw data set before packing it: counts, unreadable images, identities, names, keypoints.
 
-    python jobs/check_data.py ../shared/data/real-vehicles
+    python jobs/check_data.py /data/real-vehicles
     python jobs/check_data.py data/VeRi --max-images 2000 --json report.json
     python jobs/check_data.py keypoint_test.txt          # a keypoint file alone, or a folder that holds only such files
 

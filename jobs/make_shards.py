@@ -1,7 +1,7 @@
 """Pack a raw data set into shards: parallel on Ray, or in this process with --no-ray (small sets).
 
     python jobs/make_shards.py data/VeRi data/veri776-shards
-    python jobs/make_shards.py ../shared/data/real-vehicles data/real-shards --no-ray name=real-vehicles
+    python jobs/make_shards.py /data/real-vehicles data/real-shards --no-ray name=real-vehicles
     ray job submit --working-dir . -- python jobs/make_shards.py /data/VERI-Wild s3://bucket/veriwild max_side=512
 
 Settings of packing (reid.data.shards.PackConfig) follow as key=value, those of the reader
