@@ -1,4 +1,4 @@
-"""What the jobs that add something to a finished shard set have in common: options, Ray, progress, the summary."""
+"""What the jobs that add something to a finished shard set have in common: options, Ray, progress, summary."""
 
 from __future__ import annotations
 
@@ -73,9 +73,37 @@ def network_work(
     return Work(enrichment(run), watch, num_cpus=config.cpus_per_task, num_gpus=gpus)
 
 
-def enrich(arguments: argparse.Namespace, of: str, decide: Callable[[bool], Work]) -> Manifest:
-    """Adds what was decided to the set that the command line names, with progress, prints the
-    summary and returns the new manifest.
+@dataclass(frozen=True)
+class Enriched:
+    """A set that holds what was added."""
+
+    manifest: Manifest
+    target: str
+    num_new: int
+    """Images that this call did; the others were there from an earlier one."""
+    seconds: float
+    """Wall-clock time."""
+
+    def summary(self) -> str:
+        """A line a subject, for people."""
+        addition, manifest = self.manifest.additions[-1], self.manifest
+        speed = f"{self.num_new:,} now, {self.num_new / self.seconds:,.1f} a second"
+        flagged = ", ".join(f"{count:,} {kind}" for kind, count in addition.problems.items())
+        lines = {
+            "images": f"{manifest.num_images:,} ({speed if self.num_new else 'all there before'})",
+            "added": ", ".join(f"{count:,} {kind}" for kind, count in addition.members.items()),
+            "flagged": flagged or "none",
+            **{name.replace("_", " "): f"{mean:.3f} on average" for name, mean in addition.means.items()},
+            "made by": f"{addition.name}: {addition.version}",
+            "set": f"{len(manifest.shards)} shards, {manifest.num_bytes / 1e6:,.1f} MB in {self.target},"
+            f" {manifest.hash}",
+        }
+        width = max(len(name) for name in lines) + 2
+        return "\n".join(f"{name:{width}}{text}" for name, text in lines.items())
+
+
+def enrich(arguments: argparse.Namespace, of: str, decide: Callable[[bool], Work]) -> Enriched:
+    """Adds what was decided to the set that the command line names, with progress.
 
     Args:
         arguments: Parsed, from `add_arguments`.
@@ -113,23 +141,4 @@ def enrich(arguments: argparse.Namespace, of: str, decide: Callable[[bool], Work
             overwrite=arguments.overwrite,
             progress=show,
         )
-        seconds = time.monotonic() - started
-    _print_summary(manifest, arguments.target, num_new, seconds)
-    return manifest
-
-
-def _print_summary(manifest: Manifest, target: str, num_new: int, seconds: float) -> None:
-    addition = manifest.additions[-1]
-    speed = f"{num_new:,} now, {num_new / seconds:,.1f} a second" if num_new else "all there before"
-    problems = ", ".join(f"{count:,} {kind}" for kind, count in addition.problems.items())
-    lines = {
-        "images": f"{manifest.num_images:,} ({speed})",
-        "added": ", ".join(f"{count:,} {kind}" for kind, count in addition.members.items()),
-        "flagged": problems or "none",
-        **{name.replace("_", " "): f"{mean:.3f} on average" for name, mean in addition.means.items()},
-        "made by": f"{addition.name}: {addition.version}",
-        "set": f"{len(manifest.shards)} shards, {manifest.num_bytes / 1e6:,.1f} MB in {target}, {manifest.hash}",
-    }
-    width = max(len(name) for name in lines) + 2
-    for name, text in lines.items():
-        print(f"{name:{width}}{text}")
+        return Enriched(manifest, arguments.target, num_new, time.monotonic() - started)

@@ -57,7 +57,9 @@ def _add(arguments: argparse.Namespace) -> None:
             watch=AbsurdRates(config),
         )
 
-    means = enrich(arguments, "keypoints", decide).additions[-1].means
+    enriched = enrich(arguments, "keypoints", decide)
+    print(enriched.summary())
+    means = enriched.manifest.additions[-1].means
     print(rates_table(means))
     for warning in rate_warnings(means):
         print(f"warning: {warning}")

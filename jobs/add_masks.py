@@ -56,12 +56,13 @@ def _add(arguments: argparse.Namespace) -> None:
         return
     if arguments.coarse:
         config = read_settings(CoarseMaskConfig, arguments.settings)
-        enrich(arguments, "masks", lambda has_gpus: Work(CoarseMasks(config)))
+        enriched = enrich(arguments, "masks", lambda has_gpus: Work(CoarseMasks(config)))
     else:
         read_settings(Settings, arguments.settings)  # refuses any: stripes have none
         if arguments.stripes < 1:
             raise ValueError(f"--stripes {arguments.stripes}: expected 1 or more")
-        enrich(arguments, "boxes", lambda has_gpus: Work(UniformStripes(arguments.stripes)))
+        enriched = enrich(arguments, "boxes", lambda has_gpus: Work(UniformStripes(arguments.stripes)))
+    print(enriched.summary())
     if arguments.pictures:
         with open_shards(arguments.target) as shards:
             save_picture(picture_of_masks(shards, arguments.num_pictures), arguments.pictures)
@@ -70,11 +71,12 @@ def _add(arguments: argparse.Namespace) -> None:
 def _add_parts(arguments: argparse.Namespace) -> None:
     config = read_settings(PartAdditionConfig, arguments.settings)
     trained = load_trained_model(open_location(arguments.panet), torch.device("cpu"))
-    enrich(
+    enriched = enrich(
         arguments,
         "parts",
         lambda has_gpus: network_work(lambda run: AddedParts(trained, run, config), config.network, has_gpus=has_gpus),
     )
+    print(enriched.summary())
     if arguments.pictures:
         with open_shards(arguments.source) as shards:  # the source still holds the coarse masks
             trained.model.cpu()
