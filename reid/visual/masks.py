@@ -57,7 +57,7 @@ def draw_boxes(image: Image, boxes: NDArray[np.floating]) -> Image:
         raise ValueError(f"expected boxes of shape (K, 4), got {boxes.shape}")
     canvas = image.copy()
     height, width = image.shape[:2]
-    thickness = max(1, round(max(height, width) / 120))
+    thickness = max(1, round(max(height, width) / 80))
     for number, box in enumerate(boxes):
         left, top, right, bottom = np.rint(box * (width, height, width, height)).astype(int).tolist()
         colour = PART_COLOURS[number % len(PART_COLOURS)]
@@ -77,9 +77,9 @@ def masks_picture(images: Sequence[MaskedImage], *, columns: int = 6, tile_size:
     for masked in images:
         # Drawn at the size of the tile: outlines are as thick on a small photograph as on a large one.
         scale = tile_size / max(masked.image.shape[:2])
-        picture = _scaled(masked.image, scale)
+        picture = scaled(masked.image, scale)
         if masked.mask is not None:
-            picture = draw_mask(picture, _scaled(masked.mask, scale, nearest=True))
+            picture = draw_mask(picture, scaled(masked.mask, scale, nearest=True))
         if masked.boxes is not None:
             picture = draw_boxes(picture, masked.boxes)
         colour = RED if masked.flagged else PAPER
@@ -89,8 +89,9 @@ def masks_picture(images: Sequence[MaskedImage], *, columns: int = 6, tile_size:
     return framed(column(rows), PAPER, 6)
 
 
-def _scaled(image: NDArray[np.uint8], scale: float, *, nearest: bool = False) -> NDArray[np.uint8]:
+def scaled(image: NDArray[np.uint8], scale: float, *, nearest: bool = False) -> NDArray[np.uint8]:
+    """An image (H, W, 3) or mask (H, W), its sides times `scale`; masks by the nearest pixel."""
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
     smooth = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    scaled: NDArray[np.uint8] = cv2.resize(image, size, interpolation=cv2.INTER_NEAREST_EXACT if nearest else smooth)
-    return scaled
+    result: NDArray[np.uint8] = cv2.resize(image, size, interpolation=cv2.INTER_NEAREST_EXACT if nearest else smooth)
+    return result

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reid.visual.activation import overlay_heat
-from reid.visual.masks import draw_boxes, draw_mask
+from reid.visual.masks import draw_boxes, draw_mask, scaled
 from reid.visual.mosaic import GREY, PAPER, Image, captioned, column, filled, fit_tile, framed, row
 
 TILE: Final = 150
@@ -49,17 +49,21 @@ def parts_sheet(images: Sequence[LocatedParts], *, tile_size: int = TILE) -> Ima
 
 
 def _strip(located: LocatedParts, size: int) -> Image:
-    image = located.image
+    # Drawn at the size of the tile: outlines are as thick on a small photograph as on a large one.
+    scale = size / max(located.image.shape[:2])
+    image, refined = scaled(located.image, scale), scaled(located.refined, scale, nearest=True)
     heats = [overlay_heat(image, _stretched(heat, image.shape[:2])) for heat in located.attention]
     groups = [f"part {number + 1}: {count} channels" for number, count in enumerate(located.channels)]
-    coarse = filled(*image.shape[:2]) if located.coarse is None else draw_mask(image, located.coarse)
-    inside = np.where(_in_boxes(located.boxes, image.shape[:2]) & (located.refined > 0), 1.0, 0.25)[..., None]
+    coarse = filled(*image.shape[:2])
+    if located.coarse is not None:
+        coarse = draw_mask(image, scaled(located.coarse, scale, nearest=True))
+    inside = np.where(_in_boxes(located.boxes, image.shape[:2]) & (refined > 0), 1.0, 0.25)[..., None]
     tiles = [
         (image, located.caption),
         (heats[0], "all channels"),
         *zip(heats[1:], groups, strict=True),
         (coarse, "coarse mask"),
-        (draw_mask(image, located.refined), "refined mask"),
+        (draw_mask(image, refined), "refined mask"),
         (draw_boxes(image, located.boxes), "parts"),
         (np.rint(image * inside).astype(np.uint8), "parts x mask"),
     ]
