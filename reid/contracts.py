@@ -97,6 +97,9 @@ class Batch:
     """(B, 20, 3) float32 x, y in pixels of `images` and visibility 0/1."""
     masks: Tensor | None = None
     """(B, 1, H, W) uint8 0/1 vehicle foreground, when the shards hold masks and the run asks for them."""
+    boxes: Tensor | None = None
+    """(B, K, 4) float32 part boxes from top to bottom: left, top, right, bottom as shares 0..1 of the width and height
+    of `images`, when the run asks for them."""
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> Batch:
         """The same batch on `device`; images in channels_last."""
@@ -107,6 +110,7 @@ class Batch:
             samples=self.samples,
             keypoints=self.keypoints.to(device, non_blocking=non_blocking),
             masks=None if self.masks is None else self.masks.to(device, non_blocking=non_blocking),
+            boxes=None if self.boxes is None else self.boxes.to(device, non_blocking=non_blocking),
         )
 
 

@@ -20,8 +20,9 @@ from reid.contracts import Settings
 from reid.data.additions import Additions, Provenance, Sample
 from reid.data.coarse_masks import ellipse_mask, encode_mask
 from reid.data.decode import UnreadableImageError, decode_mask
-from reid.evaluation.part_boxes import PartBoxes, PartConfig, part_boxes, uniform_stripes
+from reid.evaluation.part_boxes import PartBoxes, PartConfig, part_boxes
 from reid.models.panet import PANet
+from reid.parts import uniform_stripes
 
 ALGORITHM_VERSION: Final = 1
 """Raise it with any change of masks or boxes made from the same network."""

@@ -38,6 +38,9 @@ class LoaderConfig(Settings):
     """Copy batches to page-locked memory, so that the transfer to the GPU overlaps; null: when CUDA is there."""
     masks: bool = False
     """Deliver foreground masks; the shards must hold one for every image."""
+    parts: int = Field(default=0, ge=0, le=6)
+    """Deliver so many part boxes of each image, and its foreground mask. Images for which the shards hold none get
+    uniform stripes and a mask of ones."""
     max_bad_fraction: float = Field(default=0.01, ge=0.0, le=1.0)
     """Share of a data set's training images that may turn out unreadable before the run is stopped. Each worker holds
     the different ones that it met itself against the whole data set: a bad shard that falls to one worker stops no run
@@ -87,6 +90,7 @@ class LoadedBatch:
             samples=batch.samples,
             keypoints=batch.keypoints.pin_memory(),
             masks=None if batch.masks is None else batch.masks.pin_memory(),
+            boxes=None if batch.boxes is None else batch.boxes.pin_memory(),
         )
         return replace(self, batch=pinned)
 

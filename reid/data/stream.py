@@ -34,6 +34,7 @@ from reid.data.plan import (
 )
 from reid.data.transforms import EvalTransform, TrainTransform, TransformConfig, draw_augmentation
 from reid.keypoints import NUM_KEYPOINTS
+from reid.parts import uniform_stripes
 
 __all__ = ["EvalStream", "ImageSource", "LoaderConfig", "TrainStream"]
 
@@ -104,6 +105,10 @@ class TrainStream:
         index = shards.index
         rows = index.rows("train") if rows is None else rows
         _check_masks(index, rows, loader_config)
+        if loader_config.parts:
+            if transform_config.warp is not None:
+                raise ValueError("part boxes cannot be turned: set data.transform.warp to null, or parts to 0")
+            check_part_boxes(index, loader_config.parts)
         self.table: IdentityTable
         match plan_config:
             case ImagePlanConfig():
@@ -125,6 +130,7 @@ class TrainStream:
             batch_size=plan_config.batch_size,
             first_slot=self.lanes.start * plan_config.images_per_identity,
             masks=loader_config.masks,
+            parts=loader_config.parts,
             seed=seed,
         )
         self._loader = OrderedLoader(maker, loader_config)
@@ -249,8 +255,10 @@ class EvalStream:
             raise ValueError(f"batch_size {batch_size}: expected 1 or more")
         self.rows = np.asarray(rows, dtype=np.int64)
         _check_masks(shards.index, self.rows, loader_config)
+        check_part_boxes(shards.index, loader_config.parts)
         self._batch_size = batch_size
-        self._loader = OrderedLoader(_EvalBatches(shards, transform_config, loader_config.masks), loader_config)
+        maker = _EvalBatches(shards, transform_config, loader_config.masks, loader_config.parts)
+        self._loader = OrderedLoader(maker, loader_config)
 
     def __len__(self) -> int:
         """Batches."""
@@ -285,6 +293,7 @@ class _TrainBatches:
     first_slot: int
     """Of this worker in the global batch."""
     masks: bool
+    parts: int
     seed: int
 
     def __call__(self, request: LoadRequest) -> LoadedBatch:
@@ -296,16 +305,21 @@ class _TrainBatches:
         rows = request.rows.copy()
         slots = np.arange(self.first_slot, self.first_slot + len(rows))
         images = np.empty((len(rows), config.height, config.width, 3), dtype=np.uint8)
-        masks = np.empty((len(rows), config.height, config.width), dtype=np.uint8) if self.masks else None
+        with_masks = self.masks or self.parts > 0
+        masks = np.empty((len(rows), config.height, config.width), dtype=np.uint8) if with_masks else None
         skipped: list[SkippedImage] = []
         for place, slot in enumerate(slots.tolist()):
             raw, rows[place] = self._read_image(int(rows[place]), rows, skipped)
             transform.image(raw, augmentation, slot, images[place])
             if masks is not None:
-                transform.mask(_read_mask(self.shards, int(rows[place])), augmentation, slot, masks[place])
+                mask = _read_mask(self.shards, int(rows[place]), (raw.shape[0], raw.shape[1]))
+                transform.mask(mask, augmentation, slot, masks[place])
         points, sizes = _points_and_sizes(self.shards.index, rows)
         keypoints = transform.keypoints(points, sizes, augmentation, slots)
-        return LoadedBatch(_as_batch(self.shards.index, rows, images, keypoints, masks), tuple(skipped))
+        boxes = None
+        if self.parts:
+            boxes = transform.boxes(part_boxes_of(self.shards.index, rows, self.parts), augmentation, slots)
+        return LoadedBatch(_as_batch(self.shards.index, rows, images, keypoints, masks, boxes), tuple(skipped))
 
     def _read_image(
         self, row: int, batch_rows: NDArray[np.int64], skipped: list[SkippedImage]
@@ -336,18 +350,22 @@ class _EvalBatches:
     shards: ImageSource
     transform_config: TransformConfig
     masks: bool
+    parts: int
 
     def __call__(self, request: LoadRequest) -> LoadedBatch:
         config, rows = self.transform_config, request.rows.copy()
         transform = EvalTransform(config)
         images = np.empty((len(rows), config.height, config.width, 3), dtype=np.uint8)
-        masks = np.empty((len(rows), config.height, config.width), dtype=np.uint8) if self.masks else None
+        with_masks = self.masks or self.parts > 0
+        masks = np.empty((len(rows), config.height, config.width), dtype=np.uint8) if with_masks else None
         for place, row in enumerate(rows.tolist()):
-            transform.image(_read_image(self.shards, row), images[place])
+            raw = _read_image(self.shards, row)
+            transform.image(raw, images[place])
             if masks is not None:
-                transform.mask(_read_mask(self.shards, row), masks[place])
+                transform.mask(_read_mask(self.shards, row, (raw.shape[0], raw.shape[1])), masks[place])
         keypoints = transform.keypoints(*_points_and_sizes(self.shards.index, rows))
-        return LoadedBatch(_as_batch(self.shards.index, rows, images, keypoints, masks))
+        boxes = part_boxes_of(self.shards.index, rows, self.parts) if self.parts else None
+        return LoadedBatch(_as_batch(self.shards.index, rows, images, keypoints, masks, boxes))
 
 
 def _read_image(shards: ImageSource, row: int) -> NDArray[np.uint8]:
@@ -363,10 +381,10 @@ def _read_image(shards: ImageSource, row: int) -> NDArray[np.uint8]:
     return pixels
 
 
-def _read_mask(shards: ImageSource, row: int) -> NDArray[np.uint8]:
+def _read_mask(shards: ImageSource, row: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The mask of `row`; of ones where there is none, which only runs that ask for parts let pass."""
     data = shards.read_mask(row)
-    assert data is not None, "masks were checked when the stream was made"
-    return decode_mask(data)
+    return np.ones(size, dtype=np.uint8) if data is None else decode_mask(data)
 
 
 def _check_masks(index: Index, rows: NDArray[np.int64], config: LoaderConfig) -> None:
@@ -374,6 +392,32 @@ def _check_masks(index: Index, rows: NDArray[np.int64], config: LoaderConfig) ->
         raise ValueError(
             f"masks are asked for, but {without} of {len(rows)} images have none: switch `masks` off, or add them"
         )
+
+
+def check_part_boxes(index: Index, num_parts: int) -> None:
+    """ValueError when the shards hold another number of part boxes than a run asks for (0: it asks for none)."""
+    if not num_parts or index.boxes is None:
+        return
+    if index.boxes.shape[1] != num_parts:
+        raise ValueError(
+            f"{num_parts} parts are asked for, but the shards hold {index.boxes.shape[1]} boxes an image: run"
+            f" jobs/add_masks.py with parts.num_parts={num_parts}, or ask for {index.boxes.shape[1]}"
+        )
+
+
+def has_part_boxes(index: Index, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(n,) which images have part boxes in the shards."""
+    if index.boxes is None:
+        return np.zeros(len(rows), dtype=np.bool_)
+    return np.asarray(index.boxes[rows].any(axis=(1, 2)), dtype=np.bool_)
+
+
+def part_boxes_of(index: Index, rows: NDArray[np.int64], num_parts: int) -> NDArray[np.float32]:
+    """(n, K, 4) part boxes of images; uniform stripes where the shards hold none."""
+    stripes = np.broadcast_to(uniform_stripes(num_parts), (len(rows), num_parts, 4))
+    if index.boxes is None:
+        return stripes
+    return np.where(has_part_boxes(index, rows)[:, None, None], index.boxes[rows], stripes).astype(np.float32)
 
 
 def _points_and_sizes(index: Index, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
@@ -389,6 +433,7 @@ def _as_batch(
     images: NDArray[np.uint8],
     keypoints: NDArray[np.float32],
     masks: NDArray[np.uint8] | None,
+    boxes: NDArray[np.float32] | None,
 ) -> Batch:
     channels_last: Tensor = torch.from_numpy(images).permute(0, 3, 1, 2)  # a view: no pixel is copied
     return Batch(
@@ -397,4 +442,5 @@ def _as_batch(
         samples=torch.from_numpy(rows),
         keypoints=torch.from_numpy(keypoints),
         masks=None if masks is None else torch.from_numpy(masks).unsqueeze(1),
+        boxes=None if boxes is None else torch.from_numpy(np.ascontiguousarray(boxes)),
     )

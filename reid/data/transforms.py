@@ -257,6 +257,28 @@ class TrainTransform:
             moved[flipped] = mirrored
         return _visible_points(moved, self.config)
 
+    def boxes(
+        self, boxes: NDArray[np.floating], augmentation: Augmentation, slots: NDArray[np.integer]
+    ) -> NDArray[np.float32]:
+        """Transform the part boxes of several images; what leaves the crop is cut off.
+
+        Args:
+            boxes: (n, K, 4) left, top, right, bottom as shares of the raw images' sides.
+            augmentation: Decisions of the step, without a warp: a turned box is none.
+            slots: (n,) slot of each image in the global batch.
+
+        Returns:
+            (n, K, 4) float32 shares of the sides of the batch's images.
+        """
+        assert augmentation.warps is None, "refused when the stream was made"
+        size = np.array([self.config.width, self.config.height] * 2, dtype=np.float64)
+        shift = (self.config.padding - augmentation.crops[slots])[:, ::-1]  # (n, 2) left, top
+        moved = np.asarray(boxes, dtype=np.float64) + np.concatenate((shift, shift), axis=1)[:, None] / size
+        flipped = augmentation.flipped[slots]
+        moved[flipped] = moved[flipped][..., [2, 1, 0, 3]]
+        moved[flipped, :, 0::2] = 1 - moved[flipped, :, 0::2]
+        return moved.clip(0, 1).astype(np.float32)
+
     def _crop(
         self,
         padded: NDArray[np.uint8],

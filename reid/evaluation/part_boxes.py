@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from reid.contracts import Settings
+from reid.parts import uniform_stripes
 
 _MAX_ITERATIONS: Final = 300
 """Of k-means; a guard against rounding that moves a point to and fro. Evenly spread centres have needed up to 60."""
@@ -90,18 +91,6 @@ def part_boxes(
     height, width = foreground.shape
     boxes = _boxes_around(clusters[order] / (width, height), config.width)
     return PartBoxes(boxes=boxes, fallback=False, channel_part=channel_part)
-
-
-def uniform_stripes(num_parts: int) -> NDArray[np.float32]:
-    """(K, 4) boxes that divide the image into stripes of its full width, from top to bottom.
-
-    >>> uniform_stripes(2)
-    array([[0. , 0. , 1. , 0.5],
-           [0. , 0.5, 1. , 1. ]], dtype=float32)
-    """
-    edges = np.arange(num_parts + 1) / num_parts
-    boxes = np.stack((np.zeros(num_parts), edges[:-1], np.ones(num_parts), edges[1:]), axis=1)
-    return boxes.astype(np.float32)
 
 
 def part_centres(

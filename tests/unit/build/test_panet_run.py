@@ -35,8 +35,9 @@ from reid.data.shard_set import open_shards
 from reid.data.shards import PackConfig, pack_shards
 from reid.data.synthetic import SyntheticConfig, write_synthetic_veri
 from reid.data.verify import verify_shards
-from reid.evaluation.part_boxes import PartConfig, part_boxes, uniform_stripes
+from reid.evaluation.part_boxes import PartConfig, part_boxes
 from reid.models.panet import PANet
+from reid.parts import uniform_stripes
 from reid.storage import open_location
 from reid.training.checkpoint import CheckpointStore
 from reid.training.workers import Wish

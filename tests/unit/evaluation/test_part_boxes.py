@@ -20,8 +20,8 @@ from reid.evaluation.part_boxes import (
     lloyd,
     part_boxes,
     part_centres,
-    uniform_stripes,
 )
+from reid.parts import uniform_stripes
 from tests.reference import part_boxes as reference
 
 EVERYWHERE = np.ones((16, 16), dtype=bool)
