@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from reid.build.data import open_data, open_train_stream
+from reid.build.initial_weights import load_initial_weights
 from reid.build.run_folder import RunFolder, open_run
 from reid.config import AnyExperiment, Experiment, KeypointExperiment, digestible
 from reid.contracts import EpochResult, IntervalResult
@@ -89,7 +90,11 @@ def build_step(
         experiment: The run.
         num_classes: Identities of the training split.
         device: Of this worker.
-        pretrained: False leaves the backbone's weights random, for a run that is about to load a checkpoint.
+        pretrained: False leaves the weights random, for a run that is about to load a checkpoint.
+
+    Raises:
+        FileNotFoundError: The weights to start from are missing.
+        ValueError: They are not what is expected, or of another network.
     """
     training = experiment.training
     seed_everything(experiment.seed)
@@ -100,7 +105,10 @@ def build_step(
 
     match experiment:
         case KeypointExperiment(loss=loss):
-            model, optimizer = prepared(Hourglass(experiment.model))
+            hourglass = Hourglass(experiment.model)
+            if pretrained:
+                load_initial_weights(hourglass)
+            model, optimizer = prepared(hourglass)
             objective = partial(heat_map_loss, config=loss)
             return TrainingStep(model, objective, optimizer, training.step, inputs=images_only, targets=keypoints_of)
         case Experiment():
