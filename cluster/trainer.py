@@ -197,8 +197,9 @@ def with_absolute_addresses(experiment: SomeExperiment) -> SomeExperiment:
             written there is thrown away after the job.
     """
     addresses = {"runs": experiment.runs, "data.shards": experiment.data.shards}
-    if isinstance(experiment, KeypointExperiment) and experiment.model.weights is not None:
-        addresses["model.weights"] = experiment.model.weights
+    weights = experiment.model.weights if isinstance(experiment, KeypointExperiment) else None
+    if weights is not None and "://" not in weights:  # a URL is the same everywhere; evaluation must not open it
+        addresses["model.weights"] = weights
     for key, address in addresses.items():
         location = open_location(address)
         if location.is_local and JOB_FOLDER in location.path:

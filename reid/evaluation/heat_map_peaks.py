@@ -104,13 +104,13 @@ def with_visibility(peaks: NDArray[np.floating], thresholds: NDArray[np.floating
 def fit_thresholds(heights: NDArray[np.floating], visible: NDArray[np.bool_], default: float) -> NDArray[np.float64]:
     """The threshold of each keypoint with the largest F1 of visibility on held-out images.
 
-    Candidates are the default and the middles between neighbouring heights; of equally good ones the nearest to the
-    default is taken.
+    Candidates are the default, the middles between neighbouring heights and half the lowest one; of equally good ones
+    the nearest to the default is taken.
 
     Args:
         heights: (N, K) peaks.
         visible: (N, K) what the annotation says.
-        default: Kept where no image, or every image, shows the keypoint: nothing can be fitted there.
+        default: Kept where no image shows the keypoint: nothing can be fitted there.
 
     Returns:
         (K,) thresholds; a keypoint is visible above its own.
@@ -118,18 +118,21 @@ def fit_thresholds(heights: NDArray[np.floating], visible: NDArray[np.bool_], de
     thresholds = np.full(heights.shape[1], default, dtype=np.float64)
     for number in range(heights.shape[1]):
         shown = visible[:, number]
-        if shown.all() or not shown.any():
+        if not shown.any():
             continue
         order = np.argsort(heights[:, number], kind="stable")
         values = heights[order, number].astype(np.float64)
-        hits_above = np.append(
-            np.cumsum(shown[order][::-1])[::-1], 0
-        )  # at threshold place i: visible ones in values[i:]
-        distinct = np.append(0, np.flatnonzero(np.diff(values)) + 1)  # first place of each distinct height
-        middles = (values[distinct[1:] - 1] + values[distinct[1:]]) / 2
-        places = np.append(distinct[1:], np.searchsorted(values, default, side="right"))
-        candidates = np.append(middles, default)
+        candidates = np.append(_between(values), default)
+        hits_above = np.append(np.cumsum(shown[order][::-1])[::-1], 0)  # in values[i:]
+        places = np.searchsorted(values, candidates, side="right")
         f1 = 2 * hits_above[places] / (len(values) - places + shown.sum())
         best = np.lexsort((np.abs(candidates - default), -f1))[0]
         thresholds[number] = candidates[best]
     return thresholds
+
+
+def _between(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Thresholds that tell heights apart: the middles of neighbouring ones, and one below all (half the lowest)."""
+    distinct = np.unique(values)
+    lowest = values[0] / 2 if values[0] > 0 else np.nextafter(values[0], -np.inf)
+    return np.append(lowest, (distinct[1:] + distinct[:-1]) / 2)

@@ -127,3 +127,5 @@ def test_workers_get_the_address_from_the_root(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.chdir(tmp_path)
     assert with_absolute_addresses(experiment_with("model.weights=a/b")).model.weights == str(tmp_path / "a" / "b")
     assert with_absolute_addresses(experiment_with()).model.weights is None
+    remote = experiment_with("model.weights=s3://no-such-bucket/weights.safetensors")
+    assert with_absolute_addresses(remote).model.weights == remote.model.weights
