@@ -15,7 +15,7 @@ from reid.build.results import print_results, read_result
 from reid.build.run_folder import open_run
 from reid.build.run_plan import describe_plan
 from reid.build.training import build_training
-from reid.config import KeypointExperiment, load_experiment
+from reid.config import KeypointExperiment, load_experiment, with_overrides
 from reid.contracts import DataError, EpochResult
 from reid.data.readers import DatasetConfig, read_dataset
 from reid.data.shards import PackConfig, pack_shards
@@ -127,18 +127,28 @@ def test_evaluation_report_and_thresholds_of_a_checkpoint(trained: KeypointExper
     ):
         assert words in page
     assert "annotated: 18 to train on + 6 of held-out vehicles" in plan
+    assert "invisible points zero, random weights" in plan
     assert "6 = 1 worker(s) x 6 images of 32x32" in plan
     assert "6 steps = 3 x 2 epochs" in plan
 
     detector = load_trained_detector(folder.checkpoints.child(name), CPU)
     assert detector.thresholds.tolist() == list(result.thresholds)
+    assert detector.score == "peak"
+    by_mass = with_overrides(trained, ["evaluation.score=mass"])
+    other = evaluate_keypoints_here(by_mass, folder.checkpoints.child(name))
+    assert other.result.thresholds != result.thresholds
+    folder.write_evaluation(name, other.to_json())
+    detector = load_trained_detector(folder.checkpoints.child(name), CPU)
+    assert (detector.score, tuple(detector.thresholds.tolist())) == ("mass", other.result.thresholds)
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     sizes = np.array([[40, 80], [90, 60]])
     keypoints, scores = predict_keypoints(detector.model, images, sizes, np.full(20, -9.0))
     assert keypoints.shape == (2, 20, 3)
     assert scores.shape == (2, 20)
     assert (keypoints[..., 2] == 1).all()
-    assert keypoints[0, :, 0].max() > 32
+    resized, _ = predict_keypoints(detector.model, images, np.full((2, 2), 32), np.full(20, -9.0))
+    expected = (resized[..., :2] + 0.5) * sizes[:, None, ::-1] / 32 - 0.5
+    np.testing.assert_allclose(keypoints[..., :2], expected, rtol=1e-4)
     assert (keypoints[..., :2] <= sizes[:, None, ::-1] - 0.5).all()
     none, _ = predict_keypoints(detector.model, images, sizes, np.full(20, 9.0))
     assert not none.any()
