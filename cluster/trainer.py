@@ -30,7 +30,7 @@ from reid.build.results import Result, print_results
 from reid.build.run_folder import RunFolder, open_run
 from reid.build.run_plan import describe_plan
 from reid.build.training import describe_run
-from reid.config import AnyExperiment, SomeExperiment, with_overrides
+from reid.config import AnyExperiment, KeypointExperiment, SomeExperiment, with_overrides
 from reid.data.plan import lanes_of_worker
 from reid.storage import open_location
 from reid.training.checkpoint import CheckpointStore
@@ -188,13 +188,16 @@ def _said(causes: dict[int, BaseException]) -> dict[str, list[int]]:
 
 
 def with_absolute_addresses(experiment: SomeExperiment) -> SomeExperiment:
-    """The experiment with run folder and shards as every process of the cluster can find them.
+    """The experiment with run folder, shards and a detector's first weights as every process of the cluster finds them.
 
     Raises:
         ValueError: A relative path inside the copy of the working directory that `ray job submit` makes: what is
             written there is thrown away after the job.
     """
     addresses = {"runs": experiment.runs, "data.shards": experiment.data.shards}
+    weights = experiment.model.weights if isinstance(experiment, KeypointExperiment) else None
+    if weights is not None and "://" not in weights:  # a URL is the same everywhere; evaluation must not open it
+        addresses["model.weights"] = weights
     for key, address in addresses.items():
         location = open_location(address)
         if location.is_local and JOB_FOLDER in location.path:

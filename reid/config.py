@@ -292,6 +292,8 @@ FREE_KEYS: tuple[str, ...] = (
     "training.step.max_consecutive_nonfinite",
     "model.backbone.weights",
     "model.backbone.sha256",
+    "model.weights",
+    "model.sha256",
 )
 """What may change between a checkpoint and the run that continues it. The data set itself is compared by its
 manifest's hash."""

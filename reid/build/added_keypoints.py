@@ -64,6 +64,7 @@ class AddedKeypoints:
                 "width": transform.width,
                 "area_above": transform.area_above,
                 "refinement": experiment.evaluation.refinement,
+                "score": self._trained.score,
                 "thresholds": self._trained.thresholds.tolist(),
                 "trained_on": self._trained.data_hash,
                 "annotated": "keep" if self._keep else "replace",
@@ -78,7 +79,12 @@ class AddedKeypoints:
 
         def answer(images: Tensor, sizes: NDArray[np.int64], chosen: Sequence[Sample]) -> list[Additions]:
             keypoints, scores = predict_keypoints(
-                model, images, sizes, self._trained.thresholds, experiment.evaluation.refinement
+                model,
+                images,
+                sizes,
+                self._trained.thresholds,
+                refinement=experiment.evaluation.refinement,
+                score=self._trained.score,
             )
             planes = visible_planes(keypoints)
             return [

@@ -37,6 +37,11 @@ def load_trained_experiment(checkpoint: Location) -> AnyExperiment:
     return experiment_of(CheckpointStore(checkpoint.parent).load_run(checkpoint.name).config)
 
 
+def checkpoint_digest(checkpoint: Location) -> str:
+    """sha256 of a checkpoint's manifest, which holds the hashes of its files."""
+    return sha256_of(read_bytes(checkpoint.child(MANIFEST_NAME)))
+
+
 def load_trained_run(checkpoint: Location, *kinds: type[SomeExperiment]) -> TrainedRun[SomeExperiment]:
     """Configuration, verified weights and hashes of a checkpoint folder.
 
@@ -56,6 +61,6 @@ def load_trained_run(checkpoint: Location, *kinds: type[SomeExperiment]) -> Trai
     return TrainedRun(
         experiment=experiment,
         weights=store.load_model_weights(checkpoint.name),
-        checkpoint_hash=sha256_of(read_bytes(checkpoint.child(MANIFEST_NAME))),
+        checkpoint_hash=checkpoint_digest(checkpoint),
         data_hash=run.data_hash,
     )

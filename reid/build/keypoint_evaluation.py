@@ -20,7 +20,7 @@ from reid.contracts import DataError
 from reid.data.index import Index
 from reid.data.plane_table import visible_planes
 from reid.data.shard_set import ShardSet
-from reid.evaluation.heat_map_peaks import fit_thresholds, with_visibility
+from reid.evaluation.heat_map_peaks import Score, fit_thresholds, with_visibility
 from reid.evaluation.keypoint_metrics import PCK_SHARE, compare_planes, measure_keypoints, orientation_agreement
 from reid.evaluation.keypoint_prediction import PredictedPeaks, predict_peaks
 from reid.evaluation.keypoint_results import KeypointResult
@@ -39,6 +39,8 @@ class TrainedDetector:
     """The run that trained it."""
     thresholds: NDArray[np.float64]
     """(20,) a keypoint is visible when its peak is higher: fitted, where the checkpoint was evaluated in its run."""
+    score: Score
+    """What the thresholds are compared with."""
     checkpoint_hash: str
     """sha256 of the checkpoint's manifest, which holds the hashes of its files."""
     data_hash: str
@@ -74,10 +76,12 @@ def load_trained_detector(checkpoint: Location, device: torch.device) -> Trained
     model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     stored = RunFolder(checkpoint.parent.parent).evaluation(checkpoint.name) or {}
     thresholds = stored.get("thresholds", [run.experiment.evaluation.threshold] * NUM_KEYPOINTS)
+    settings = stored.get("settings", run.experiment.evaluation.model_dump(mode="json"))
     return TrainedDetector(
         model=model,
         experiment=run.experiment,
         thresholds=np.array(thresholds, dtype=np.float64),
+        score=settings.get("score", "peak"),
         checkpoint_hash=run.checkpoint_hash,
         data_hash=run.data_hash,
     )
@@ -118,7 +122,7 @@ def predict_rows(
     try:
         return predict_peaks(
             trained.model, stream, raw_sizes(shards.index), device,
-            refinement=evaluation.refinement, precision=evaluation.precision,
+            refinement=evaluation.refinement, score=evaluation.score, precision=evaluation.precision,
         )  # fmt: skip
     finally:
         stream.close()

@@ -98,12 +98,16 @@ def _model(experiment: AnyExperiment) -> str:
         return (
             f"hourglass, {model.num_stacks} stacks of {model.channels} channels, heat maps"
             f" {transform.width // STEM_STRIDE}x{transform.height // STEM_STRIDE}, sigma {experiment.loss.sigma:g},"
-            f" invisible points {experiment.loss.invisible}"
+            f" invisible points {experiment.loss.invisible}, {_weights(model.weights)}"
         )
     backbone = experiment.model.backbone
-    weights = "random weights" if backbone.weights is None else f"weights from {backbone.weights}"
+    weights = _weights(backbone.weights)
     if isinstance(experiment, PANetExperiment):
         return f"{backbone.name}, {weights}, PANet: identities and masks"
     if experiment.model.planes is None:
         return f"{backbone.name}, {weights}, no planes: the plain baseline"
     return f"{backbone.name}, {weights}, PPT planes with weights {experiment.loss.planes.plane_weights}"
+
+
+def _weights(source: str | None) -> str:
+    return "random weights" if source is None else f"weights from {source}"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from reid.build.data import open_data, open_train_stream
+from reid.build.initial_weights import load_initial_weights
 from reid.build.run_folder import RunFolder, open_run
 from reid.config import AnyExperiment, Experiment, KeypointExperiment, PANetExperiment, ReidExperiment, digestible
 from reid.contracts import EpochResult, IntervalResult, LossTerms, PANetOutput
@@ -108,7 +109,11 @@ def build_step(
         experiment: The run.
         num_classes: Identities of the training split.
         device: Of this worker.
-        pretrained: False leaves the backbone's weights random, for a run that is about to load a checkpoint.
+        pretrained: False leaves the weights random, for a run that is about to load a checkpoint.
+
+    Raises:
+        FileNotFoundError: The weights to start from are missing.
+        ValueError: They are not what is expected, or of another network.
     """
     training = experiment.training
     seed_everything(experiment.seed)
@@ -119,7 +124,10 @@ def build_step(
 
     match experiment:
         case KeypointExperiment(loss=loss):
-            model, optimizer = prepared(Hourglass(experiment.model))
+            hourglass = Hourglass(experiment.model)
+            if pretrained:
+                load_initial_weights(hourglass)
+            model, optimizer = prepared(hourglass)
             objective = partial(heat_map_loss, config=loss)
             return TrainingStep(model, objective, optimizer, training.step, inputs=images_only, targets=keypoints_of)
         case PANetExperiment(loss=loss):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reid.contracts import Batch, HeatMapOutput
-from reid.evaluation.heat_map_peaks import Refinement, find_peaks, peaks_to_raw, with_visibility
+from reid.evaluation.heat_map_peaks import Refinement, Score, find_peaks, peaks_to_raw, with_visibility
 
 Detector = Callable[[Tensor], HeatMapOutput]
 """(B, 3, H, W) uint8 RGB -> heat maps, such as `Hourglass` in evaluation mode."""
@@ -35,6 +35,7 @@ def predict_keypoints(
     raw_sizes: NDArray[np.integer],
     thresholds: NDArray[np.floating],
     refinement: Refinement = "quarter",
+    score: Score = "peak",
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Keypoints of a batch of images, as they are stored in shards.
 
@@ -44,12 +45,13 @@ def predict_keypoints(
         raw_sizes: (B, 2) height and width of the raw images.
         thresholds: (20,) a keypoint is visible when its peak is higher.
         refinement: How peaks are placed below a cell.
+        score: What tells whether a keypoint is visible.
 
     Returns:
         (B, 20, 3) float32 x, y in raw-image pixels and visibility 0/1 (invisible points all zero), and (B, 20) float32
-        scores: the heights of the peaks, of all points.
+        scores: the heights (or masses) of the peaks, of all points.
     """
-    peaks = _peaks(detector, images, raw_sizes, refinement)
+    peaks = _peaks(detector, images, raw_sizes, refinement, score)
     return with_visibility(peaks, thresholds), np.ascontiguousarray(peaks[..., 2])
 
 
@@ -60,6 +62,7 @@ def predict_peaks(
     device: torch.device,
     *,
     refinement: Refinement = "quarter",
+    score: Score = "peak",
     precision: Literal["float32", "bf16"] = "float32",
 ) -> PredictedPeaks:
     """Peaks of all images, in the order of the batches.
@@ -70,6 +73,7 @@ def predict_peaks(
         sizes: (all rows of the index, 2) height and width of the raw images.
         device: Where the detector is.
         refinement: How peaks are placed below a cell.
+        score: What tells whether a keypoint is visible.
         precision: bf16 runs the network under autocast; decoding is float32 always.
 
     Raises:
@@ -81,7 +85,7 @@ def predict_peaks(
         for batch in batches:
             rows = batch.samples.numpy().astype(np.int64)
             images = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)
-            peaks.append(_peaks(detector, images, sizes[rows], refinement))
+            peaks.append(_peaks(detector, images, sizes[rows], refinement, score))
             samples.append(rows)
     if not peaks:
         raise ValueError("expected images to find keypoints in, got no batch; check split and slice")
@@ -96,9 +100,9 @@ def join_peaks(parts: list[PredictedPeaks]) -> PredictedPeaks:
 
 
 def _peaks(
-    detector: Detector, images: Tensor, raw_sizes: NDArray[np.integer], refinement: Refinement
+    detector: Detector, images: Tensor, raw_sizes: NDArray[np.integer], refinement: Refinement, score: Score
 ) -> NDArray[np.float32]:
     with torch.inference_mode():
         maps = detector(images).maps[:, -1]
-        found = find_peaks(maps, refinement).cpu().numpy()
+        found = find_peaks(maps, refinement, score).cpu().numpy()
     return peaks_to_raw(found, (maps.shape[2], maps.shape[3]), raw_sizes)

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, Self
 from pydantic import Field
 
 from reid.contracts import Settings
-from reid.evaluation.heat_map_peaks import Refinement
+from reid.evaluation.heat_map_peaks import Refinement, Score
 from reid.evaluation.keypoint_metrics import KeypointMetrics, PlaneAgreement
 from reid.evaluation.results import ResultRows
 from reid.keypoints import KEYPOINT_NAMES, PLANE_NAMES, VERI_PLANE_RATES, VERI_SUBSTITUTION_GAINS
@@ -28,8 +28,10 @@ class KeypointEvaluationConfig(Settings):
     """Arithmetic of the network; decoding is float32 always."""
     refinement: Refinement = "quarter"
     """How peaks are placed below a cell: quarter is the usual decoding, taylor fits a parabola (DARK)."""
+    score: Score = "peak"
+    """What tells whether a keypoint is visible: its peak's height, or the mass around it (a little better)."""
     threshold: float = Field(0.3, ge=0.0, le=1.0)
-    """A keypoint is visible when its peak is higher; where nothing can be fitted, or with `fit_thresholds` off."""
+    """A keypoint is visible when its score is higher; where nothing can be fitted, or with `fit_thresholds` off."""
     fit_thresholds: bool = True
     """Fit a threshold for each keypoint on the held-out training identities (`data.held_out_share`): the largest F1."""
     num_pictures: int = Field(24, ge=0)

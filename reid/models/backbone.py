@@ -23,6 +23,7 @@ from torchvision.models import (
 )
 
 from reid.contracts import Settings
+from reid.models.state_dict import load_fitting_state
 
 logger = logging.getLogger(__name__)
 
@@ -140,18 +141,7 @@ def load_weights(backbone: Backbone, path: Path, config: BackboneConfig) -> None
                 f"{path}: expected a plain state dict (name -> tensor) with the keys of torchvision's ResNet"
             )
     state = {name: value for name, value in state.items() if not name.startswith("fc.")}
-
-    own = backbone.state_dict()
-    # Files from before 2018 have no num_batches_tracked; it plays no part at a fixed momentum.
-    missing = sorted(name for name in own.keys() - state.keys() if not name.endswith("num_batches_tracked"))
-    unexpected = sorted(state.keys() - own.keys())
-    misshapen = sorted(name for name in own.keys() & state.keys() if own[name].shape != state[name].shape)
-    if missing or unexpected or misshapen:
-        raise ValueError(
-            f"{path} does not fit {config.name}: missing {_some(missing)}, unexpected {_some(unexpected)}, "
-            f"other shape {_some(misshapen)}; expected the keys of torchvision's {config.name}"
-        )
-    backbone.load_state_dict(state, strict=False)
+    load_fitting_state(backbone, state, source=path, network=f"torchvision's {config.name}")
     logger.info("backbone %s: %d tensors from %s", config.name, len(state), path)
 
 
@@ -164,10 +154,3 @@ def _check_hash(path: Path, config: BackboneConfig) -> None:
         actual = hashlib.file_digest(file, "sha256").hexdigest()
     if not actual.startswith(expected):
         raise ValueError(f"{path}: expected sha256 {expected}, got {actual}; the file is damaged or another one")
-
-
-def _some(names: list[str], limit: int = 4) -> str:
-    if not names:
-        return "none"
-    shown = ", ".join(names[:limit])
-    return f"{len(names)} ({shown}{', ...' if len(names) > limit else ''})"

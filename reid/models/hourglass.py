@@ -39,6 +39,18 @@ class HourglassConfig(Settings):
     """Of the feature maps, a multiple of 4; the stem begins with a quarter of it."""
     depth: int = Field(default=4, ge=1)
     """Times that an hourglass halves the map: 64 -> 4. The image's sides must be multiples of 4 x 2**depth."""
+    weights: str | None = None
+    """What a new run starts from. None: random weights. Otherwise a trained detector of the same shape: a checkpoint
+    folder, or a .safetensors file with this network's keys; path or URL. Resuming and evaluating never read it."""
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    """Expected sha256 of that file, of a checkpoint folder that of its manifest.json (an evaluation's
+    `checkpoint_hash`); None: not checked (but a checkpoint's files must be those that its manifest names)."""
+
+    @model_validator(mode="after")
+    def _sha256_needs_weights(self) -> Self:
+        if self.sha256 is not None and self.weights is None:
+            raise ValueError("sha256 is given but weights is None: name the checkpoint or file, or remove sha256")
+        return self
 
     @model_validator(mode="after")
     def _channels_are_quartered(self) -> Self:

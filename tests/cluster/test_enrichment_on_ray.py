@@ -61,6 +61,7 @@ def test_a_network_travels_to_the_workers_and_gives_the_same_set(tmp_path: Path)
         model=Hourglass(config).eval(),
         experiment=experiment,
         thresholds=np.zeros(20),
+        score="peak",
         checkpoint_hash="c",
         data_hash="d",
     )

@@ -67,3 +67,15 @@ def best_threshold(scores: NDArray, visible: NDArray, default: float) -> float:
         f1 = 2 * hits / (int(shown.sum()) + int(visible.sum()))
         best = max(best, (f1, -abs(edge - default), edge))
     return best[2]
+
+
+def mass_around_peak(heat: NDArray, reach: int) -> float:
+    """Sum of the cells at most `reach` rows and columns from the first largest one, over 2 pi."""
+    rows, columns = heat.shape
+    best = max(((i, j) for i in range(rows) for j in range(columns)), key=lambda cell: (heat[cell], -cell[0], -cell[1]))
+    total = 0.0
+    for i in range(rows):
+        for j in range(columns):
+            if abs(i - best[0]) <= reach and abs(j - best[1]) <= reach:
+                total += float(heat[i, j])
+    return total / (2 * math.pi)

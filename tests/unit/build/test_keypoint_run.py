@@ -17,7 +17,7 @@ from reid.build.results import print_results, read_result
 from reid.build.run_folder import open_run
 from reid.build.run_plan import describe_plan
 from reid.build.training import build_training
-from reid.config import KeypointExperiment, load_experiment
+from reid.config import KeypointExperiment, load_experiment, with_overrides
 from reid.contracts import DataError, EpochResult
 from reid.evaluation.keypoint_prediction import predict_keypoints
 from reid.storage import open_location, read_bytes, sha256_of
@@ -120,11 +120,19 @@ def test_evaluation_report_and_thresholds_of_a_checkpoint(trained: KeypointExper
     ):
         assert words in page
     assert "annotated: 18 to train on + 6 of held-out vehicles" in plan
+    assert "invisible points zero, random weights" in plan
     assert "6 = 1 worker(s) x 6 images of 32x32" in plan
     assert "6 steps = 3 x 2 epochs" in plan
 
     detector = load_trained_detector(folder.checkpoints.child(name), CPU)
     assert detector.thresholds.tolist() == list(result.thresholds)
+    assert detector.score == "peak"
+    by_mass = with_overrides(trained, ["evaluation.score=mass"])
+    other = evaluate_keypoints_here(by_mass, folder.checkpoints.child(name))
+    assert other.result.thresholds != result.thresholds
+    folder.write_evaluation(name, other.to_json())
+    detector = load_trained_detector(folder.checkpoints.child(name), CPU)
+    assert (detector.score, tuple(detector.thresholds.tolist())) == ("mass", other.result.thresholds)
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     sizes = np.array([[40, 80], [90, 60]])
     keypoints, scores = predict_keypoints(detector.model, images, sizes, np.full(20, -9.0))

@@ -64,7 +64,7 @@ def test_a_file_with_another_hash_is_refused(weights_file: Path) -> None:
 
 
 def test_a_file_of_another_network_is_refused_with_its_keys(weights_file: Path) -> None:
-    with pytest.raises(ValueError, match=r"does not fit resnet50: missing \d+ \(layer1"):
+    with pytest.raises(ValueError, match=r"does not fit torchvision's resnet50: missing \d+ \(layer1"):
         build_backbone(BackboneConfig(name="resnet50", weights=str(weights_file)))
 
 
