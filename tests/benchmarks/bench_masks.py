@@ -1,12 +1,11 @@
 """CPU-seconds of coarse masks against the plain pair of `cv2.grabCut` calls on the same images, in one thread.
 
     python -m tests.benchmarks.bench_masks [--shards FOLDER] [--images 12] [--repeats 3] [--output result.json]
-    python -m tests.benchmarks.bench_masks --truth data/demo-shards --masks data/demo-coarse
 
 "pair" is the two calls of GrabCut alone, on padded squares that are ready, which is the floor of whoever computes these
 masks; "ours" is all that the enrichment does with an image file: decode, stretch, pad, two cuts, intersect, stretch
 back, encode. The two alternate image by image, so that other load on the machine hits both equally; below 1 is faster
-than the pair. `--truth` compares two sets instead: the mean intersection over union of their masks.
+than the pair.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import numpy as np
 
 from reid.data.additions import Sample
 from reid.data.coarse_masks import CoarseMasks
-from reid.data.decode import decode_image, decode_mask
+from reid.data.decode import decode_image
 from reid.data.shard_set import open_shards
 from tests.benchmarks.machine import summary, write_result
 from tests.reference.coarse_masks import plain_cut, plain_padded, plain_square_mask
@@ -91,38 +90,16 @@ def benchmark(files: list[bytes], repeats: int) -> dict[str, Any]:
     }
 
 
-def agreement(truth: str, masks: str) -> dict[str, Any]:
-    """Intersection over union of the masks of two sets of the same images."""
-    values = []
-    with open_shards(truth) as right, open_shards(masks) as other:
-        if right.index.key.tolist() != other.index.key.tolist():
-            raise ValueError(f"{truth} and {masks} do not hold the same images in the same order")
-        for row in range(len(right)):
-            one, two = right.read_mask(row), other.read_mask(row)
-            if one is not None and two is not None:
-                a, b = decode_mask(one), decode_mask(two)
-                values.append(float(np.sum(a & b) / max(1, np.sum(a | b))))
-    quantiles = np.quantile(values, [0.05, 0.5, 0.95]).round(3).tolist()
-    return {"images": len(values), "mean_iou": round(float(np.mean(values)), 4), "iou_5_50_95_percent": quantiles}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", help="images of this shard set; drawn ones when not given")
     parser.add_argument("--images", type=int, default=12, help="images a round")
     parser.add_argument("--repeats", type=int, default=3, help="timed rounds")
-    parser.add_argument("--truth", help="shard set with exact masks")
-    parser.add_argument("--masks", help="shard set whose masks are compared with them")
     parser.add_argument("--output", type=Path, help="write the result as JSON")
     options = parser.parse_args()
-    if bool(options.truth) != bool(options.masks):
-        parser.error("--truth and --masks belong together")
     cv2.setNumThreads(1)
-    if options.truth:
-        result = agreement(options.truth, options.masks)
-    else:
-        files = files_of(options.shards, options.images) if options.shards else drawn_files(options.images)
-        result = benchmark(files, options.repeats)
+    files = files_of(options.shards, options.images) if options.shards else drawn_files(options.images)
+    result = benchmark(files, options.repeats)
     print(", ".join(f"{name} {value}" for name, value in result.items()))
     if options.output is not None:
         write_result(options.output, "masks", result)
