@@ -21,12 +21,11 @@ def masks_on_map(masks: Tensor, height: int, width: int) -> Tensor:
     Returns:
         (B, 1, height, width) bool.
     """
-    with torch.autocast(masks.device.type, enabled=False):
-        rows = _overlaps(masks.shape[2], height, masks.device)
-        columns = _overlaps(masks.shape[3], width, masks.device)
-        # Whole numbers throughout, so that exactly half is found to be half.
-        covered = rows @ masks.float() @ columns.mT
-        return 2 * covered >= masks.shape[2] * masks.shape[3]
+    rows = _overlaps(masks.shape[2], height, masks.device)
+    columns = _overlaps(masks.shape[3], width, masks.device)
+    # Whole numbers in float64, which autocast leaves alone: exactly half is found to be half.
+    covered = rows @ masks.double() @ columns.mT
+    return 2 * covered >= masks.shape[2] * masks.shape[3]
 
 
 def crop_boxes(maps: Tensor, boxes: Tensor) -> Tensor:
@@ -67,8 +66,8 @@ def _bilinear_weights(begin: Tensor, end: Tensor, size: int) -> Tensor:
 
 
 def _overlaps(num_pixels: int, num_cells: int, device: torch.device) -> Tensor:
-    """(num_cells, num_pixels) float32: shared length of cell and pixel; an axis is num_cells * num_pixels long."""
+    """(num_cells, num_pixels) float64: shared length of cell and pixel; an axis is num_cells * num_pixels long."""
     cells = num_pixels * torch.arange(num_cells, device=device)[:, None]
     pixels = num_cells * torch.arange(num_pixels, device=device)
     begin, end = torch.maximum(cells, pixels), torch.minimum(cells + num_pixels, pixels + num_cells)
-    return (end - begin).clamp(min=0).float()
+    return (end - begin).clamp(min=0).double()
