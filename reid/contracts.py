@@ -1,8 +1,8 @@
 """Everything that crosses a folder: one definition for each thing that flows through the system.
 
-Raw images become a `Record`; shards deliver a `Batch`; a model answers with a `PPTOutput`, a `PANetOutput` or, the
-keypoint detector, with a `HeatMapOutput`; a loss with `LossTerms`; an epoch of training ends in an `EpochResult`;
-evaluation works on `Embeddings`.
+Raw images become a `Record`; shards deliver a `Batch`; a model answers with a `PPTOutput`, a `PANetOutput`, a
+`PMNetOutput` or, the keypoint detector, with a `HeatMapOutput`; a loss with `LossTerms`; an epoch of training ends in
+an `EpochResult`; evaluation works on `Embeddings`.
 
 Convention: points are `(x, y)` in pixels with pixel centres at integers; images are RGB; `B` counts the images of one
 worker, `P x K` those of the global batch.
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -151,6 +151,43 @@ class PANetOutput:
     masks: Tensor
     """(B, 1, H, W) logits of the vehicle foreground, of the images' size; their sigmoid is the mask, >= 0 is vehicle.
     """
+
+
+PMNET_IDENTITY_LOSSES: Final = ("global", "main_sum", "partial_sum", "main", "partial")
+"""PMNet's five identity losses, in the order of their weights; in the paper's letters f_g, f_M, f_P, g, h."""
+
+LOG_VARIANCE_BOUNDS: Final = (-4.0, 4.0)
+"""Learned log variances count as if they lay in here (METHOD 2.2): the weight of a loss is at most exp(4) = 54.6."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PartTaskOutput:
+    """What one of PMNet's two tasks, main or partial, gives in its K branches."""
+
+    features: Tensor
+    """(B, K, D) pooled features of each branch before its BNNeck. Flattened to (B, K * D) they are the concatenation
+    that the paper calls g (main) or h (partial), before its own BNNeck."""
+    logits: Tensor
+    """(B, K, num_classes) of each branch's classifier; their sum over the branches is the paper's f_M or f_P."""
+    joined_logits: Tensor
+    """(B, num_classes) of the classifier of the concatenation."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PMNetOutput:
+    """What PMNet gives in training (METHOD 2.2), in the autocast dtype of the run; losses cast to float32."""
+
+    features: Tensor | None
+    """(B, C) pooled features of the global head before its BNNeck, the paper's f_g; None: head off."""
+    logits: Tensor | None
+    """(B, num_classes) of the global head's classifier; None: head off."""
+    main: PartTaskOutput | None
+    """Main tasks, which see the whole map; None: off."""
+    partial: PartTaskOutput | None
+    """Partial tasks, which see one part each; None: off."""
+    log_variances: Tensor | None
+    """(5,) float32, the parameter itself: log(sigma^2) of each of `PMNET_IDENTITY_LOSSES`, also of those whose task is
+    off; None: the weights of the losses are not learned."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

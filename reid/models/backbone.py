@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import OrderedDict
 from pathlib import Path
 from typing import Final, Literal
 
@@ -103,6 +104,19 @@ def build_backbone(config: BackboneConfig) -> Backbone:
     if path is not None:
         load_weights(backbone, path, config)
     return backbone
+
+
+def split_last_stage(backbone: Backbone) -> tuple[nn.Sequential, nn.Module]:
+    """A backbone in two pieces: everything up to conv4_x, and conv5_x, which may then be copied.
+
+    Returns:
+        The trunk, (B, 3, H, W) -> (B, C, H / 16, W / 16), whose parameters keep torchvision's names, and the last
+        stage, (B, C, H / 16, W / 16) -> (B, feature_dim, H / stride, W / stride). They are the backbone's own modules.
+    """
+    # The children stand in the order in which `Backbone.forward` calls them.
+    pieces = OrderedDict(backbone.named_children())
+    last_stage = pieces.pop("layer4")
+    return nn.Sequential(pieces), last_stage
 
 
 def weights_path(config: BackboneConfig) -> Path | None:

@@ -58,6 +58,35 @@ class GlobalAveragePooling(nn.Module):
         return maps.mean((2, 3))
 
 
+def build_pooling(config: NeckConfig) -> nn.Module:
+    """(B, C, H, W) -> (B, C), as the config says."""
+    match config.pooling:
+        case "average":
+            return GlobalAveragePooling()
+        case "gem":
+            return GeneralizedMeanPooling(config.gem_exponent, config.gem_epsilon)
+
+
+class FeatureNeck(nn.Module):
+    """BNNeck and classifier of features that are pooled already: as in `Neck`, without its pooling."""
+
+    def __init__(self, feature_dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.batch_norm, self.classifier = _batch_norm_and_classifier(feature_dim, num_classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features before the batch norm (B, C) -> logits (B, num_classes)."""
+        logits = self.classifier(self.batch_norm(features))
+        assert isinstance(logits, Tensor)
+        return logits
+
+    def embed(self, features: Tensor) -> Tensor:
+        """Features before the batch norm (B, C) -> retrieval features (B, C): after it, not yet normalised."""
+        normalised = self.batch_norm(features)
+        assert isinstance(normalised, Tensor)
+        return normalised
+
+
 class Neck(nn.Module):
     """Pooling -> features (metric losses) -> batch norm -> retrieval features -> bias-free classifier.
 
@@ -68,17 +97,8 @@ class Neck(nn.Module):
 
     def __init__(self, config: NeckConfig, feature_dim: int, num_classes: int) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"num_classes: expected at least 1, got {num_classes}; is the training split empty?")
-        match config.pooling:
-            case "average":
-                self.pooling: nn.Module = GlobalAveragePooling()
-            case "gem":
-                self.pooling = GeneralizedMeanPooling(config.gem_exponent, config.gem_epsilon)
-        self.batch_norm = nn.BatchNorm1d(feature_dim)
-        self.batch_norm.bias.requires_grad_(False)
-        self.classifier = nn.Linear(feature_dim, num_classes, bias=False)
-        nn.init.normal_(self.classifier.weight, std=0.001)
+        self.pooling = build_pooling(config)
+        self.batch_norm, self.classifier = _batch_norm_and_classifier(feature_dim, num_classes)
 
     def forward(self, maps: Tensor) -> tuple[Tensor, Tensor]:
         """Feature maps (B, C, H, W) -> features before the batch norm (B, C), logits (B, num_classes)."""
@@ -90,3 +110,13 @@ class Neck(nn.Module):
         normalised = self.batch_norm(self.pooling(maps))
         assert isinstance(normalised, Tensor)
         return normalised
+
+
+def _batch_norm_and_classifier(feature_dim: int, num_classes: int) -> tuple[nn.BatchNorm1d, nn.Linear]:
+    if num_classes < 1:
+        raise ValueError(f"num_classes: expected at least 1, got {num_classes}; is the training split empty?")
+    batch_norm = nn.BatchNorm1d(feature_dim)
+    batch_norm.bias.requires_grad_(False)
+    classifier = nn.Linear(feature_dim, num_classes, bias=False)
+    nn.init.normal_(classifier.weight, std=0.001)
+    return batch_norm, classifier
