@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from cluster.resources import has_gpus, ray_connection
+from cluster.resources import absolute_address, has_gpus, ray_connection
 from cluster.shard_tasks import run_on_ray
 from reid.build.network_additions import NetworkRun, NetworkRunConfig, resolve_run
 from reid.build.progress import progress_bar
@@ -113,8 +113,9 @@ def enrich(arguments: argparse.Namespace, of: str, decide: Callable[[bool], Work
     Raises:
         DataError, ValueError: As `enrich_shards`, and for a picture of another kind.
     """
-    if arguments.pictures and arguments.pictures.suffix.lower() not in PICTURE_ENDINGS:
-        raise ValueError(f"--pictures {arguments.pictures}: expected a name that ends in .jpg or .png")
+    if arguments.pictures:
+        _check_pictures(arguments.pictures, arguments.num_pictures)
+    source, target = absolute_address("source", arguments.source), absolute_address("target", arguments.target)
     num_new = 0
     with ExitStack() as stack:
         if arguments.no_ray:
@@ -134,11 +135,21 @@ def enrich(arguments: argparse.Namespace, of: str, decide: Callable[[bool], Work
 
         started = time.monotonic()
         manifest = enrich_shards(
-            arguments.source,
-            arguments.target,
+            source,
+            target,
             work.enrichment,
             run_tasks=run_tasks,
             overwrite=arguments.overwrite,
             progress=show,
         )
-        return Enriched(manifest, arguments.target, num_new, time.monotonic() - started)
+        return Enriched(manifest, target, num_new, time.monotonic() - started)
+
+
+def _check_pictures(path: Path, count: int) -> None:
+    """Refuses before the work what would fail after it."""
+    if path.suffix.lower() not in PICTURE_ENDINGS:
+        raise ValueError(f"--pictures {path}: expected a name that ends in .jpg or .png")
+    if count < 1:
+        raise ValueError(f"--num-pictures {count}: expected 1 or more")
+    absolute_address("--pictures", str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)

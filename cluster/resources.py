@@ -15,9 +15,12 @@ import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 
 from reid.config import ClusterConfig
-from reid.storage import Location
+from reid.storage import Location, open_location
 
 logger = logging.getLogger(__name__)
+
+JOB_FOLDER = "/runtime_resources/working_dir_files/"
+"""Part of the path of every unpacked working directory of `ray job submit`."""
 
 
 @contextmanager
@@ -54,9 +57,45 @@ def ray_connection(num_cpus: int | None = None) -> Iterator[None]:
         ray.shutdown()
 
 
+def absolute_address(name: str, address: str) -> str:
+    """An address as every process of the cluster finds it.
+
+    Args:
+        name: What it is of, for the message.
+        address: Path or URL.
+
+    Raises:
+        ValueError: A relative path inside the copy of the working directory that `ray job submit` makes: what is
+            written there is thrown away after the job.
+    """
+    location = open_location(address)
+    if location.is_local and JOB_FOLDER in location.path:
+        raise ValueError(
+            f"{name}={address} lies in the job's copy of the working directory, which is thrown away after the job:"
+            " give an absolute path or a URL"
+        )
+    return location.uri
+
+
 def has_gpus() -> bool:
-    """Whether the connected cluster has GPUs now."""
-    return float(ray.cluster_resources().get("GPU", 0)) > 0
+    """Whether the connected cluster has GPUs, or may add some (`RAY_AUTOSCALING=1`)."""
+    return _cluster_grows() or float(ray.cluster_resources().get("GPU", 0)) > 0
+
+
+def check_task_resources(num_cpus: int, num_gpus: float) -> None:
+    """Refuses tasks that no node could ever run; Ray itself would wait for ever.
+
+    Raises:
+        ValueError: with what the largest node has, on a cluster that does not grow.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if _cluster_grows() or any(n.get("CPU", 0) >= num_cpus and n.get("GPU", 0) >= num_gpus for n in nodes):
+        return
+    largest = max((node.get("CPU", 0) for node in nodes), default=0)
+    raise ValueError(
+        f"a task needs {num_cpus} CPU(s) and {num_gpus:g} GPU(s), but no node has them (the most CPUs of a node:"
+        f" {largest:g}): lower cpus_per_task or gpus_per_task, or add nodes (RAY_AUTOSCALING=1 skips this check)"
+    )
 
 
 def resolve_device(cluster: ClusterConfig) -> str:

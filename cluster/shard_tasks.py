@@ -9,6 +9,7 @@ import cv2
 import ray
 import torch
 
+from cluster.resources import check_task_resources
 from reid.data.staging import ShardResult, ShardWork
 from reid.storage import Location, open_location
 
@@ -31,7 +32,11 @@ def run_on_ray(
         work: Writes the shard of a task.
         num_cpus: CPUs, and threads, of each task.
         num_gpus: GPUs of each task; a fraction shares one.
+
+    Raises:
+        ValueError: No node could ever run such a task.
     """
+    check_task_resources(num_cpus, num_gpus)
     remote = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=TASK_RETRIES)(_carry_out)
     reference = ray.put(work)
     waiting = iter(tasks)

@@ -15,6 +15,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from cluster.evaluation import evaluate_checkpoint
 from cluster.follower import RunFollower
 from cluster.resources import (
+    absolute_address,
     check_evaluation_resources,
     check_training_resources,
     ray_connection,
@@ -32,15 +33,11 @@ from reid.build.run_plan import describe_plan
 from reid.build.training import describe_run
 from reid.config import AnyExperiment, KeypointExperiment, SomeExperiment, with_overrides
 from reid.data.plan import lanes_of_worker
-from reid.storage import open_location
 from reid.training.checkpoint import CheckpointStore
 from reid.training.continuation import refuse_other_run
 from reid.training.run_lock import RunLock
 
 logger = logging.getLogger(__name__)
-
-JOB_FOLDER = "/runtime_resources/working_dir_files/"
-"""Part of the path of every unpacked working directory of `ray job submit`."""
 
 
 class Resume(StrEnum):
@@ -198,14 +195,7 @@ def with_absolute_addresses(experiment: SomeExperiment) -> SomeExperiment:
     weights = experiment.model.weights if isinstance(experiment, KeypointExperiment) else None
     if weights is not None and "://" not in weights:  # a URL is the same everywhere; evaluation must not open it
         addresses["model.weights"] = weights
-    for key, address in addresses.items():
-        location = open_location(address)
-        if location.is_local and JOB_FOLDER in location.path:
-            raise ValueError(
-                f"{key}={address} lies in the job's copy of the working directory, which is thrown away after the job:"
-                " give an absolute path or a URL"
-            )
-    return with_overrides(experiment, [f"{key}={open_location(address).uri}" for key, address in addresses.items()])
+    return with_overrides(experiment, [f"{key}={absolute_address(key, value)}" for key, value in addresses.items()])
 
 
 def evaluate_run(experiment: AnyExperiment) -> Result:

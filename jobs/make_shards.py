@@ -30,12 +30,14 @@ def pack(arguments: argparse.Namespace) -> Manifest:
     config = read_settings(PackConfig, [text for text in arguments.settings if not text.startswith("source.")])
     source = {"format": arguments.format or detect_format(arguments.source), "root": arguments.source}
     records = read_dataset(read_settings(DatasetConfig, about_source, {**source, "keypoints": arguments.keypoints}))
+    target = arguments.target
     with ExitStack() as stack:
         run_tasks: RunTasks = run_in_this_process
         if not arguments.no_ray:
-            from cluster.resources import ray_connection
+            from cluster.resources import absolute_address, ray_connection
             from cluster.shard_tasks import run_on_ray
 
+            target = absolute_address("target", target)
             stack.enter_context(ray_connection())
             run_tasks = run_on_ray
         draw = stack.enter_context(progress_bar("packing shards"))
@@ -44,7 +46,7 @@ def pack(arguments: argparse.Namespace) -> Manifest:
             draw(done, total)
 
         overwrite = arguments.overwrite
-        return pack_shards(records, arguments.target, config, run_tasks=run_tasks, overwrite=overwrite, progress=show)
+        return pack_shards(records, target, config, run_tasks=run_tasks, overwrite=overwrite, progress=show)
 
 
 def main() -> int:

@@ -86,6 +86,10 @@ class AddedKeypoints:
                 refinement=experiment.evaluation.refinement,
                 score=self._trained.score,
             )
+            visible = keypoints[..., 2:] > 0
+            # Refinement may leave the image by up to a cell.
+            limits = sizes[:, None, ::-1] - 1
+            keypoints[..., :2] = np.where(visible, keypoints[..., :2].clip(0, limits), 0)
             planes = visible_planes(keypoints)
             return [
                 self._additions(sample, keypoints[place], scores[place], planes[place])
@@ -100,8 +104,6 @@ class AddedKeypoints:
         if self._keep and sample.keypoints is not None:
             return Additions()
         visible = keypoints[:, 2] > 0
-        # Refinement may leave the image by up to a cell.
-        keypoints[visible, :2] = keypoints[visible, :2].clip(0, (sample.width - 1, sample.height - 1))
         measures = {
             VISIBLE_KEYPOINTS: float(visible.sum()),
             **{f"{PLANE_RATE}{name}": float(shown) for name, shown in zip(PLANE_NAMES, planes, strict=True)},

@@ -41,6 +41,8 @@ class PartAdditionConfig(Settings):
     """How PANet is run."""
     min_foreground: float = Field(default=0.05, ge=0.0, le=1.0)
     """Masks with a smaller share of the image are replaced by an ellipse and flagged."""
+    ellipse: float = Field(default=0.9, gt=0.0, le=1.0)
+    """Axes of the ellipse as a share of the image's width and height."""
 
 
 class AddedParts:
@@ -72,6 +74,7 @@ class AddedParts:
                 "parts": self._config.parts.model_dump(mode="json"),
                 "attention": self._model.config.attention.model_dump(mode="json"),
                 "min_foreground": self._config.min_foreground,
+                "ellipse": self._config.ellipse,
                 "height": transform.height,
                 "width": transform.width,
                 "area_above": transform.area_above,
@@ -85,19 +88,25 @@ class AddedParts:
         model = self._model.to(self._run.device)
 
         def answer(images: Tensor, sizes: NDArray[np.int64], chosen: Sequence[Sample]) -> list[Additions]:
-            masks, parts = locate_parts(model, images, self._config.parts)
+            masks, _, parts = locate_parts(model, images, self._config.parts)
             return [self._additions(*given) for given in zip(chosen, masks, parts, strict=True)]
 
-        return answer_in_batches(samples, self._trained.experiment.data.transform, self._run, answer)
+        def unreadable(sample: Sample, reason: str) -> Additions:
+            mask = ellipse_mask(sample.height, sample.width, self._config.ellipse)
+            boxes = uniform_stripes(self._config.parts.num_parts)
+            return Additions(mask=encode_mask(mask), boxes=boxes, problem=reason, measures={STRIPES: 1.0})
+
+        return answer_in_batches(samples, self._trained.experiment.data.transform, self._run, answer, unreadable)
 
     def _additions(self, sample: Sample, probabilities: NDArray[np.float32], parts: PartBoxes) -> Additions:
         mask = hard_mask(probabilities, sample.height, sample.width)
         problem = STRIPES if parts.fallback else ""
         if mask.mean() < self._config.min_foreground:
-            mask, problem = ellipse_mask(sample.height, sample.width, 0.9), EMPTY_MASK
+            mask, problem = ellipse_mask(sample.height, sample.width, self._config.ellipse), EMPTY_MASK
         measures = {
             "foreground_share": float(mask.mean()),
             "centres_on_vehicle": centres_inside(parts.boxes, mask),
+            STRIPES: float(parts.fallback),
             "channels_used": float((parts.channel_part >= 0).mean()),
         }
         if sample.mask is not None:
@@ -123,7 +132,9 @@ class UniformStripes:
         return (Additions(boxes=boxes) for _ in samples)
 
 
-def locate_parts(model: PANet, images: Tensor, config: PartConfig) -> tuple[NDArray[np.float32], list[PartBoxes]]:
+def locate_parts(
+    model: PANet, images: Tensor, config: PartConfig
+) -> tuple[NDArray[np.float32], NDArray[np.float32], list[PartBoxes]]:
     """Refined foreground and parts of a batch.
 
     Args:
@@ -132,7 +143,7 @@ def locate_parts(model: PANet, images: Tensor, config: PartConfig) -> tuple[NDAr
         config: Of the boxes.
 
     Returns:
-        (B, H, W) float32 probability of the foreground, and the parts of each image.
+        (B, H, W) float32 probability of the foreground, (B, C, h, w) attention maps, and the parts of each image.
     """
     with torch.inference_mode():
         logits, attention = model.locate(images)
@@ -141,7 +152,7 @@ def locate_parts(model: PANet, images: Tensor, config: PartConfig) -> tuple[NDAr
         cells = F.interpolate((probabilities >= 0.5).float(), attention.shape[2:], mode="area")[:, 0] >= 0.5
     foregrounds, maps = cells.cpu().numpy(), attention.float().cpu().numpy()
     parts = [part_boxes(own, foreground, config) for own, foreground in zip(maps, foregrounds, strict=True)]
-    return probabilities[:, 0].cpu().numpy(), parts
+    return probabilities[:, 0].cpu().numpy(), maps, parts
 
 
 def hard_mask(probabilities: NDArray[np.float32], height: int, width: int) -> NDArray[np.uint8]:

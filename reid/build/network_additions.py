@@ -50,8 +50,10 @@ class NetworkRun:
         return torch.autocast(self.device, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
     def provenance(self) -> dict[str, Any]:
-        """What of it may shape results: batches and types round differently."""
-        return {"precision": self.precision, "batch_size": self.batch_size}
+        """What of it shapes results. Batches of other sizes round differently in the last bits and are left out: a run
+        that lacked memory continues with smaller ones.
+        """
+        return {"precision": self.precision}
 
 
 def resolve_run(config: NetworkRunConfig, *, has_gpus: bool) -> NetworkRun:
@@ -76,18 +78,26 @@ Answer = Callable[[Tensor, NDArray[np.int64], Sequence[Sample]], Sequence[Additi
 -> the additions of each."""
 
 
+def nothing_for(sample: Sample, reason: str) -> Additions:
+    """No additions, and why."""
+    return Additions(problem=reason)
+
+
 def answer_in_batches(
-    samples: Iterator[Sample], transform: TransformConfig, run: NetworkRun, answer: Answer
+    samples: Iterator[Sample],
+    transform: TransformConfig,
+    run: NetworkRun,
+    answer: Answer,
+    unreadable: Callable[[Sample, str], Additions] = nothing_for,
 ) -> Iterator[Additions]:
     """The additions of each sample, in order; the next batch is decoded while the network has this one.
-
-    An image that cannot be read is given nothing and its reason.
 
     Args:
         samples: Of a shard.
         transform: Its size and resizing are used, nothing random.
         run: Device and batch size.
         answer: Runs the network.
+        unreadable: What an image that cannot be read is given, for a reason of one word.
     """
     resize = EvalTransform(transform)
 
@@ -110,7 +120,7 @@ def answer_in_batches(
             with torch.inference_mode(), run.autocast():
                 answers = dict(zip(readable, answer(images.to(run.device), sizes, chosen), strict=True))
         for place, result in enumerate(results):
-            yield Additions(problem=result) if isinstance(result, str) else answers[place]
+            yield unreadable(batch[place], result) if isinstance(result, str) else answers[place]
 
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
         waiting: tuple[list[Sample], list[Future[NDArray[np.uint8] | str]]] | None = None

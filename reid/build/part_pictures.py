@@ -46,9 +46,7 @@ def picture_of_parts(
             continue
         small = resize.image(image, np.empty((transform.height, transform.width, 3), dtype=np.uint8))
         batch = torch.from_numpy(small).permute(2, 0, 1)[None]
-        probabilities, (parts,) = locate_parts(model, batch, config)
-        with torch.inference_mode():
-            attention = model.locate(batch)[1][0].float().numpy()
+        probabilities, (attention,), (parts,) = locate_parts(model, batch, config)
         groups = [parts.channel_part == part for part in range(config.num_parts)]
         maps = [attention.mean(axis=0)]
         maps += [attention[own].mean(axis=0) if own.any() else np.zeros_like(maps[0]) for own in groups]
