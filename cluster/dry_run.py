@@ -33,7 +33,7 @@ from reid.build.keypoint_evaluation import evaluation_rows, raw_sizes
 from reid.build.run_folder import open_run
 from reid.build.run_plan import describe_plan
 from reid.build.training import build_step
-from reid.config import AnyExperiment, KeypointExperiment, experiment_of
+from reid.config import AnyExperiment, Experiment, KeypointExperiment, PANetExperiment, experiment_of
 from reid.data.plan import lanes_of_worker
 from reid.data.shard_set import ShardSet
 from reid.evaluation.distances import cosine_distances
@@ -144,7 +144,7 @@ def _rows_to_evaluate(experiment: AnyExperiment, shards: ShardSet) -> NDArray[np
     match experiment:
         case KeypointExperiment():
             return evaluation_rows(experiment, shards).all
-        case _:
+        case Experiment() | PANetExperiment():
             return rows_of_trials(evaluation_trials(experiment, shards))
 
 

@@ -11,6 +11,7 @@ could be checked.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 from typing import get_args
@@ -62,6 +63,7 @@ def main() -> int:
     parser.add_argument("--allow-overlap", action="store_true", help="only warn about vehicles in train and test")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report to this file")
     arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         report = check(arguments)
     except ValueError as error:

@@ -9,6 +9,7 @@ Ends with 0 when nothing is wrong, 1 when something is, 2 when the address makes
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 
 from reid.build.progress import progress_bar
@@ -22,6 +23,7 @@ def main() -> int:
     parser.add_argument("--decode", action="store_true", help="also decode every image and mask")
     parser.add_argument("--most", type=int, default=50, metavar="N", help="problems to print in full (default 50)")
     arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         with progress_bar("verifying shards") as show:
             report = verify_shards(arguments.shards, decode=arguments.decode, progress=show)

@@ -32,6 +32,8 @@ class KeypointAdditionConfig(Settings):
 
     annotated: Literal["replace", "keep"] = "replace"
     """What happens to keypoints that the set holds already. keep: only images without any are given some."""
+    fitted_thresholds: bool = True
+    """Refuse a checkpoint whose visibility thresholds no evaluation has fitted; false: take its configuration's."""
     network: NetworkRunConfig = NetworkRunConfig()
     """How the detector is run."""
     max_without_plane: float = Field(default=0.5, ge=0.0, le=1.0)
@@ -45,7 +47,17 @@ class AddedKeypoints:
     """The enrichment: keypoints with scores for every image."""
 
     def __init__(self, trained: TrainedDetector, run: NetworkRun, config: KeypointAdditionConfig) -> None:
-        # The network travels with the enrichment: workers need no access to the checkpoint.
+        """The network travels with the enrichment: workers need no access to the checkpoint.
+
+        Raises:
+            ValueError: The detector's thresholds were never fitted, and the config asks for that.
+        """
+        if config.fitted_thresholds and not trained.thresholds_fitted:
+            raise ValueError(
+                "no evaluation has fitted visibility thresholds for this checkpoint: evaluate it in its run"
+                " (jobs/train_keypoints.py --eval-only, with data.held_out_share above 0), or set"
+                f" fitted_thresholds=false to take {trained.experiment.evaluation.threshold:g} for all keypoints"
+            )
         self._trained = trained
         self._run = run
         self._keep = config.annotated == "keep"

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reid.config import AnyExperiment, KeypointExperiment
+from reid.config import AnyExperiment, Experiment, KeypointExperiment, PANetExperiment
 from reid.contracts import DataError
 from reid.data.draws import Purpose, epoch_integers
 from reid.data.loader import LoaderConfig
@@ -40,7 +40,7 @@ def open_train_stream(
     match experiment:
         case KeypointExperiment():
             rows, _ = annotated_rows(experiment, shards)
-        case _:
+        case Experiment() | PANetExperiment():
             pass
     return TrainStream(
         shards,

@@ -40,6 +40,8 @@ class TrainedDetector:
     thresholds: NDArray[np.float64]
     """(20,) a keypoint is visible when its peak is higher: fitted, where the checkpoint was evaluated in its run."""
     score: Score
+    thresholds_fitted: bool
+    """Whether they were fitted by an evaluation of this checkpoint; if not, they are its configuration's default."""
     """What the thresholds are compared with."""
     checkpoint_hash: str
     """sha256 of the checkpoint's manifest, which holds the hashes of its files."""
@@ -82,6 +84,7 @@ def load_trained_detector(checkpoint: Location, device: torch.device) -> Trained
         experiment=run.experiment,
         thresholds=np.array(thresholds, dtype=np.float64),
         score=settings.get("score", "peak"),
+        thresholds_fitted=bool(stored.get("num_fitted_on", 0)),
         checkpoint_hash=run.checkpoint_hash,
         data_hash=run.data_hash,
     )

@@ -95,7 +95,7 @@ def _sections(
         case KeypointExperiment():
             assert isinstance(result, KeypointResult)
             return keypoint_sections(shards, result, examples)
-        case _:
+        case Experiment() | PANetExperiment():
             return [
                 *(_parts(checkpoint, shards) if isinstance(experiment, PANetExperiment) else []),
                 *_rank_lists(examples, shards),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from reid.build.data import annotated_rows, open_train_stream
-from reid.config import AnyExperiment, KeypointExperiment, PANetExperiment
+from reid.config import AnyExperiment, Experiment, KeypointExperiment, PANetExperiment
 from reid.data.shard_set import ShardSet
 from reid.models.hourglass import STEM_STRIDE
 from reid.training.schedule import learning_rate_at
@@ -79,7 +79,7 @@ def _batch_parts(experiment: AnyExperiment) -> str:
     match experiment:
         case KeypointExperiment():
             return ""
-        case _:
+        case Experiment() | PANetExperiment():
             plan = experiment.data.plan
             return f"{plan.identities_per_batch} identities x {plan.images_per_identity} images = "
 
@@ -88,7 +88,7 @@ def _protocol(experiment: AnyExperiment) -> str:
     match experiment:
         case KeypointExperiment():
             return "keypoints"
-        case _:
+        case Experiment() | PANetExperiment():
             return experiment.evaluation.protocol
 
 

@@ -38,9 +38,6 @@ class LoaderConfig(Settings):
     """Copy batches to page-locked memory, so that the transfer to the GPU overlaps; null: when CUDA is there."""
     masks: bool = False
     """Deliver foreground masks; the shards must hold one for every image."""
-    parts: int = Field(default=0, ge=0, le=6)
-    """Deliver so many part boxes of each image, and its foreground mask. Images for which the shards hold none get
-    uniform stripes and a mask of ones."""
     max_bad_fraction: float = Field(default=0.01, ge=0.0, le=1.0)
     """Share of a data set's training images that may turn out unreadable before the run is stopped. Each worker holds
     the different ones that it met itself against the whole data set: a bad shard that falls to one worker stops no run

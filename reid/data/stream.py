@@ -81,6 +81,7 @@ class TrainStream:
         num_workers: int = 1,
         num_epochs: int = 0,
         rows: NDArray[np.int64] | None = None,
+        num_parts: int = 0,
     ) -> None:
         """Check that a plan is possible; nothing is read or started yet.
 
@@ -95,6 +96,8 @@ class TrainStream:
             num_epochs: Epochs of the run; in all but its last one, batches are made ahead across the epoch's end. 0:
                 never.
             rows: (N,) the training images to show; None: all.
+            num_parts: Deliver so many part boxes of each image, and its mask. Images for which the shards hold none get
+                uniform stripes and a mask of ones.
 
         Raises:
             ValueError: Too few identities, a batch that the workers cannot share, a negative seed, missing masks.
@@ -105,10 +108,9 @@ class TrainStream:
         index = shards.index
         rows = index.rows("train") if rows is None else rows
         _check_masks(index, rows, loader_config)
-        if loader_config.parts:
-            if transform_config.warp is not None:
-                raise ValueError("part boxes cannot be turned: set data.transform.warp to null, or parts to 0")
-            check_part_boxes(index, loader_config.parts)
+        check_part_boxes(index, num_parts)
+        if num_parts and transform_config.warp is not None:
+            raise ValueError("part boxes cannot be turned: set data.transform.warp to null")
         self.table: IdentityTable
         match plan_config:
             case ImagePlanConfig():
@@ -129,8 +131,8 @@ class TrainStream:
             transform_config=transform_config,
             batch_size=plan_config.batch_size,
             first_slot=self.lanes.start * plan_config.images_per_identity,
-            masks=loader_config.masks,
-            parts=loader_config.parts,
+            masks=loader_config.masks or num_parts > 0,
+            num_parts=num_parts,
             seed=seed,
         )
         self._loader = OrderedLoader(maker, loader_config)
@@ -238,6 +240,7 @@ class EvalStream:
         transform_config: TransformConfig,
         loader_config: LoaderConfig,
         batch_size: int,
+        num_parts: int = 0,
     ) -> None:
         """Nothing is read or started yet.
 
@@ -247,6 +250,7 @@ class EvalStream:
             transform_config: Size; augmentation is not used.
             loader_config: Processes and prefetching.
             batch_size: Images of a batch, >= 1.
+            num_parts: As of `TrainStream`.
 
         Raises:
             ValueError: A batch size below 1, missing masks.
@@ -255,9 +259,9 @@ class EvalStream:
             raise ValueError(f"batch_size {batch_size}: expected 1 or more")
         self.rows = np.asarray(rows, dtype=np.int64)
         _check_masks(shards.index, self.rows, loader_config)
-        check_part_boxes(shards.index, loader_config.parts)
+        check_part_boxes(shards.index, num_parts)
         self._batch_size = batch_size
-        maker = _EvalBatches(shards, transform_config, loader_config.masks, loader_config.parts)
+        maker = _EvalBatches(shards, transform_config, loader_config.masks or num_parts > 0, num_parts)
         self._loader = OrderedLoader(maker, loader_config)
 
     def __len__(self) -> int:
@@ -293,7 +297,7 @@ class _TrainBatches:
     first_slot: int
     """Of this worker in the global batch."""
     masks: bool
-    parts: int
+    num_parts: int
     seed: int
 
     def __call__(self, request: LoadRequest) -> LoadedBatch:
@@ -305,35 +309,34 @@ class _TrainBatches:
         rows = request.rows.copy()
         slots = np.arange(self.first_slot, self.first_slot + len(rows))
         images = np.empty((len(rows), config.height, config.width, 3), dtype=np.uint8)
-        with_masks = self.masks or self.parts > 0
-        masks = np.empty((len(rows), config.height, config.width), dtype=np.uint8) if with_masks else None
+        masks = np.empty((len(rows), config.height, config.width), dtype=np.uint8) if self.masks else None
         skipped: list[SkippedImage] = []
         for place, slot in enumerate(slots.tolist()):
-            raw, rows[place] = self._read_image(int(rows[place]), rows, skipped)
+            raw, mask, rows[place] = self._read_image(int(rows[place]), rows, skipped)
             transform.image(raw, augmentation, slot, images[place])
             if masks is not None:
-                mask = _read_mask(self.shards, int(rows[place]), (raw.shape[0], raw.shape[1]))
+                assert mask is not None, "read because masks are asked for"
                 transform.mask(mask, augmentation, slot, masks[place])
         points, sizes = _points_and_sizes(self.shards.index, rows)
         keypoints = transform.keypoints(points, sizes, augmentation, slots)
         boxes = None
-        if self.parts:
-            boxes = transform.boxes(part_boxes_of(self.shards.index, rows, self.parts), augmentation, slots)
+        if self.num_parts:
+            boxes = transform.boxes(part_boxes_of(self.shards.index, rows, self.num_parts), augmentation, slots)
         return LoadedBatch(_as_batch(self.shards.index, rows, images, keypoints, masks, boxes), tuple(skipped))
 
     def _read_image(
         self, row: int, batch_rows: NDArray[np.int64], skipped: list[SkippedImage]
-    ) -> tuple[NDArray[np.uint8], int]:
-        """The pixels of `row`, or of the next readable image in its place, and the row they come from."""
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None, int]:
+        """Pixels and mask of `row`, or of the next readable image in its place, and the row they come from."""
         try:
-            return _read_image(self.shards, row), row
+            return *_read_sample(self.shards, row, self.masks), row
         except UnreadableImageError as error:
             reason = error
         skipped.append(SkippedImage(row, reason.reason, reason.message))
         others = self.table.replacements(row, batch_rows)
         for other in others.tolist():
             try:
-                return _read_image(self.shards, other), other
+                return *_read_sample(self.shards, other, self.masks), other
             except UnreadableImageError:  # counted when its own turn comes
                 continue
         vehicle = self.shards.index.vehicle_id[row]
@@ -350,22 +353,32 @@ class _EvalBatches:
     shards: ImageSource
     transform_config: TransformConfig
     masks: bool
-    parts: int
+    num_parts: int
 
     def __call__(self, request: LoadRequest) -> LoadedBatch:
         config, rows = self.transform_config, request.rows.copy()
         transform = EvalTransform(config)
         images = np.empty((len(rows), config.height, config.width, 3), dtype=np.uint8)
-        with_masks = self.masks or self.parts > 0
-        masks = np.empty((len(rows), config.height, config.width), dtype=np.uint8) if with_masks else None
+        masks = np.empty((len(rows), config.height, config.width), dtype=np.uint8) if self.masks else None
         for place, row in enumerate(rows.tolist()):
-            raw = _read_image(self.shards, row)
+            raw, mask = _read_sample(self.shards, row, self.masks)
             transform.image(raw, images[place])
             if masks is not None:
-                transform.mask(_read_mask(self.shards, row, (raw.shape[0], raw.shape[1])), masks[place])
+                assert mask is not None, "read because masks are asked for"
+                transform.mask(mask, masks[place])
         keypoints = transform.keypoints(*_points_and_sizes(self.shards.index, rows))
-        boxes = part_boxes_of(self.shards.index, rows, self.parts) if self.parts else None
+        boxes = part_boxes_of(self.shards.index, rows, self.num_parts) if self.num_parts else None
         return LoadedBatch(_as_batch(self.shards.index, rows, images, keypoints, masks, boxes))
+
+
+def _read_sample(shards: ImageSource, row: int, with_mask: bool) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """Pixels of an image, and its mask when asked for.
+
+    Raises:
+        UnreadableImageError: One of them cannot be decoded or is not of the size that the index says.
+    """
+    image = _read_image(shards, row)
+    return image, _read_mask(shards, row, (image.shape[0], image.shape[1])) if with_mask else None
 
 
 def _read_image(shards: ImageSource, row: int) -> NDArray[np.uint8]:
@@ -384,13 +397,23 @@ def _read_image(shards: ImageSource, row: int) -> NDArray[np.uint8]:
 def _read_mask(shards: ImageSource, row: int, size: tuple[int, int]) -> NDArray[np.uint8]:
     """The mask of `row`; of ones where there is none, which only runs that ask for parts let pass."""
     data = shards.read_mask(row)
-    return np.ones(size, dtype=np.uint8) if data is None else decode_mask(data)
+    if data is None:
+        return np.ones(size, dtype=np.uint8)
+    key = shards.index.key[row]
+    try:
+        mask = decode_mask(data)
+    except UnreadableImageError as error:
+        raise UnreadableImageError(error.reason, f"mask of {key!r}: {error.message}") from error
+    if mask.shape != size:
+        message = f"mask of {key!r} has {mask.shape} pixels (height, width), its image {size}"
+        raise UnreadableImageError("image_size_differs", message)
+    return mask
 
 
 def _check_masks(index: Index, rows: NDArray[np.int64], config: LoaderConfig) -> None:
     if config.masks and (without := int(np.count_nonzero(index.mask_size[rows] < 0))):
         raise ValueError(
-            f"masks are asked for, but {without} of {len(rows)} images have none: switch `masks` off, or add them"
+            f"masks are asked for, but {without} of {len(rows)} images have none: add them (jobs/add_masks.py --coarse)"
         )
 
 
@@ -401,7 +424,8 @@ def check_part_boxes(index: Index, num_parts: int) -> None:
     if index.boxes.shape[1] != num_parts:
         raise ValueError(
             f"{num_parts} parts are asked for, but the shards hold {index.boxes.shape[1]} boxes an image: run"
-            f" jobs/add_masks.py with parts.num_parts={num_parts}, or ask for {index.boxes.shape[1]}"
+            f" jobs/add_masks.py --panet with parts.num_parts={num_parts} (or --stripes {num_parts}), or ask for"
+            f" {index.boxes.shape[1]}"
         )
 
 
@@ -414,7 +438,7 @@ def has_part_boxes(index: Index, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 def part_boxes_of(index: Index, rows: NDArray[np.int64], num_parts: int) -> NDArray[np.float32]:
     """(n, K, 4) part boxes of images; uniform stripes where the shards hold none."""
-    stripes = np.broadcast_to(uniform_stripes(num_parts), (len(rows), num_parts, 4))
+    stripes = np.tile(uniform_stripes(num_parts), (len(rows), 1, 1))
     if index.boxes is None:
         return stripes
     return np.where(has_part_boxes(index, rows)[:, None, None], index.boxes[rows], stripes).astype(np.float32)

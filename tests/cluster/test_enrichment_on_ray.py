@@ -62,6 +62,7 @@ def test_a_network_travels_to_the_workers_and_gives_the_same_set(tmp_path: Path)
         experiment=experiment,
         thresholds=np.zeros(20),
         score="peak",
+        thresholds_fitted=True,
         checkpoint_hash="c",
         data_hash="d",
     )
@@ -78,6 +79,11 @@ def test_a_network_travels_to_the_workers_and_gives_the_same_set(tmp_path: Path)
     assert ours.keypoint_scores is not None
     assert theirs.keypoint_scores is not None
     np.testing.assert_allclose(ours.keypoint_scores, theirs.keypoint_scores, atol=1e-4)
+    same = (ours.keypoints[..., 2] > 0) == (theirs.keypoints[..., 2] > 0)
+    assert same.mean() > 0.99
+    both = same & (ours.keypoints[..., 2] > 0)
+    assert both.any()
+    assert (np.abs(ours.keypoints - theirs.keypoints)[both].max(axis=1) < 0.01).mean() > 0.95
 
 
 @pytest.mark.ray

@@ -40,7 +40,7 @@ from reid.training.checkpoint import CheckpointStore
 from tests.unit.data.raw_images import SMALL, draw_records, encoded_noise
 
 RUN = NetworkRun(device="cpu", precision="float32", batch_size=4)
-LOW = {"max_without_plane": 1.0}
+LOW: dict[str, object] = {"max_without_plane": 1.0, "fitted_thresholds": False}
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def test_an_image_that_cannot_be_read_gets_its_reason(trained: TrainedDetector) 
 
     good = encoded_noise(3)
     samples = [sample("a", good), sample("b", good[:-40]), sample("c", b"no image"), sample("d", good)]
-    config = KeypointAdditionConfig()
+    config = KeypointAdditionConfig(fitted_thresholds=False)
     answers = list(AddedKeypoints(trained, RUN, config)(iter(samples)))
     assert [answer.problem for answer in answers[1:3]] == ["image_truncated", "image_unreadable"]
     assert answers[1].keypoints is None
@@ -223,7 +223,7 @@ def test_the_job_adds_keypoints_draws_them_and_tells_its_ends_apart(
         return add_keypoints.main()
 
     target, picture = str(tmp_path / "target"), tmp_path / "keypoints.png"
-    settings = ["network.precision=float32", "max_without_plane=1"]
+    settings = ["network.precision=float32", "max_without_plane=1", "fitted_thresholds=false"]
     assert run(checkpoint, str(source), target, *settings, "--pictures", str(picture)) == 0
     printed = capsys.readouterr().out
     count = len(open_shards(source).index)
@@ -235,10 +235,14 @@ def test_the_job_adds_keypoints_draws_them_and_tells_its_ends_apart(
     assert f"{count} (all there before)" in capsys.readouterr().out
     assert run(checkpoint, str(source), target, "network.batch_sise=2") == 2
     assert "batch_size" in capsys.readouterr().err
-    assert run(checkpoint, str(source), target, "network.device=cuda") == 2
+    if not torch.cuda.is_available():
+        assert run(checkpoint, str(source), str(tmp_path / "gpu"), "network.device=cuda") == 2
+        assert "there is no GPU" in capsys.readouterr().err
     assert run(str(tmp_path / "nothing"), str(source), target) == 2
-    assert run(checkpoint, str(tmp_path / "nothing"), target) == 3
+    assert run(checkpoint, str(tmp_path / "nothing"), target, "fitted_thresholds=false") == 3
     other = str(tmp_path / "other")
-    assert run(checkpoint, str(source), other, "max_without_plane=0") == 3
+    assert run(checkpoint, str(source), other) == 2
+    assert "no evaluation has fitted visibility thresholds" in capsys.readouterr().err
+    assert run(checkpoint, str(source), other, "max_without_plane=0", "fitted_thresholds=false") == 3
     assert "show no plane at all" in capsys.readouterr().err
     assert not Path(other).exists()

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reid.data.decode import UnreadableImageError
 from reid.data.stream import EvalStream, LoaderConfig, TrainStream, has_part_boxes
 from reid.data.transforms import TrainTransform, TransformConfig, draw_augmentation
 from reid.data.warp import WarpConfig
@@ -51,7 +52,7 @@ def with_boxes(source: MemorySource, missing: tuple[int, ...] = ()) -> MemorySou
     count = len(source.index)
     share = np.arange(count, dtype=np.float32)[:, None] / (2 * count)
     box = np.concatenate((share, share, share + 0.5, share + 0.5), axis=1)
-    boxes = np.stack((box, box[:, [0, 1, 2, 3]] * np.float32(0.5)), axis=1)
+    boxes = np.stack((box, box * np.float32(0.5)), axis=1)
     boxes[list(missing)] = 0
     return MemorySource(replace(source.index, boxes=boxes), source.files, source.masks)
 
@@ -60,7 +61,7 @@ def test_test_images_get_their_boxes_or_stripes_and_a_mask_of_ones(source: Memor
     without_mask = MemorySource(source.index, source.files, [None, *source.masks[1:]])
     boxed = with_boxes(without_mask, missing=(0, 3))
     rows = np.arange(6)
-    (batch,) = EvalStream(boxed, rows, TRANSFORM, LoaderConfig(parts=2), batch_size=6)
+    (batch,) = EvalStream(boxed, rows, TRANSFORM, LoaderConfig(), batch_size=6, num_parts=2)
     assert batch.boxes is not None
     assert batch.masks is not None
     stripes = torch.from_numpy(uniform_stripes(2))
@@ -70,7 +71,7 @@ def test_test_images_get_their_boxes_or_stripes_and_a_mask_of_ones(source: Memor
     assert batch.masks[0].min() == 1
     assert 0 < batch.masks[1].float().mean() < 1
     assert has_part_boxes(boxed.index, rows).tolist() == [False, True, True, False, True, True]
-    (bare,) = EvalStream(source, rows, TRANSFORM, LoaderConfig(parts=4), batch_size=6)
+    (bare,) = EvalStream(source, rows, TRANSFORM, LoaderConfig(), batch_size=6, num_parts=4)
     assert bare.boxes is not None
     assert torch.equal(bare.boxes, torch.from_numpy(uniform_stripes(4)).expand(6, 4, 4))
 
@@ -79,7 +80,8 @@ def test_test_images_get_their_boxes_or_stripes_and_a_mask_of_ones(source: Memor
 def test_training_batches_carry_the_boxes_of_their_images(source: MemorySource, processes: int) -> None:
     boxed = with_boxes(source)
     unmoved = TRANSFORM.model_copy(update={"padding": 0, "flip_probability": 0.0, "warp": None})
-    stream = TrainStream(boxed, PLAN, unmoved, LoaderConfig(parts=2, processes=processes, start_method="fork"), seed=0)
+    config = LoaderConfig(processes=processes, start_method="fork")
+    stream = TrainStream(boxed, PLAN, unmoved, config, seed=0, num_parts=2)
     batch = next(iter(stream.batches(0)))
     stream.close()
     assert batch.boxes is not None
@@ -89,12 +91,48 @@ def test_training_batches_carry_the_boxes_of_their_images(source: MemorySource, 
     assert moved.boxes is not None
 
 
+def test_workers_get_the_boxes_of_their_own_slots(source: MemorySource) -> None:
+    boxed = with_boxes(source)
+    config = TRANSFORM.model_copy(update={"warp": None})
+
+    def boxes_of(worker: int, num_workers: int) -> torch.Tensor:
+        stream = TrainStream(
+            boxed, PLAN, config, LoaderConfig(), seed=0, worker=worker, num_workers=num_workers, num_parts=2
+        )
+        batch = next(iter(stream.batches(0)))
+        stream.close()
+        assert batch.boxes is not None
+        return batch.boxes
+
+    whole = boxes_of(0, 1)
+    assert torch.equal(torch.cat([boxes_of(0, 2), boxes_of(1, 2)]), whole)
+    assert not torch.equal(whole, boxes_of(0, 1).flip(0))
+
+
+def test_an_image_whose_mask_cannot_be_read_is_replaced_and_counted(source: MemorySource) -> None:
+    masks = [data if row else b"no mask" for row, data in enumerate(source.masks)]
+    broken = MemorySource(source.index, source.files, masks)
+    stream = TrainStream(broken, PLAN, TRANSFORM, LoaderConfig(masks=True, max_bad_fraction=0.5), seed=0)
+    rows = torch.cat([batch.samples for batch in stream.batches(0)])
+    stream.close()
+    assert 0 not in rows
+    assert stream.skipped["image_unreadable"] > 0
+    with pytest.raises(UnreadableImageError, match="mask of 'image-00000'"):
+        list(EvalStream(broken, np.arange(1), TRANSFORM, LoaderConfig(masks=True), batch_size=1))
+
+
+def test_a_batch_of_one_image_can_be_written_to(source: MemorySource) -> None:
+    (batch,) = EvalStream(source, np.arange(1), TRANSFORM, LoaderConfig(), batch_size=1, num_parts=3)
+    assert batch.boxes is not None
+    batch.boxes.add_(1)
+
+
 def test_what_cannot_be_is_refused(source: MemorySource) -> None:
     boxed = with_boxes(source)
     with pytest.raises(ValueError, match=r"3 parts are asked for, but the shards hold 2 .* parts\.num_parts=3"):
-        TrainStream(boxed, PLAN, TRANSFORM, LoaderConfig(parts=3), seed=0)
+        TrainStream(boxed, PLAN, TRANSFORM, LoaderConfig(), seed=0, num_parts=3)
     with pytest.raises(ValueError, match="hold 2 boxes"):
-        EvalStream(boxed, np.arange(3), TRANSFORM, LoaderConfig(parts=1), batch_size=2)
+        EvalStream(boxed, np.arange(3), TRANSFORM, LoaderConfig(), batch_size=2, num_parts=1)
     turning = TRANSFORM.model_copy(update={"warp": WarpConfig()})
     with pytest.raises(ValueError, match="part boxes cannot be turned"):
-        TrainStream(boxed, PLAN, turning, LoaderConfig(parts=2), seed=0)
+        TrainStream(boxed, PLAN, turning, LoaderConfig(), seed=0, num_parts=2)
