@@ -1,13 +1,14 @@
 """Add keypoints to a finished shard set by a trained detector: parallel on Ray, or in this process with --no-ray.
 
-    python jobs/add_keypoints.py runs/keypoints/checkpoints/step-00002142 data/veriwild-shards data/veriwild-keypoints
+    python jobs/add_keypoints.py runs/keypoints/checkpoints/step-00003570 data/veriwild-shards data/veriwild-keypoints
     python jobs/add_keypoints.py CHECKPOINT s3://bucket/vehicleid s3://bucket/vehicleid-keypoints network.batch_size=128
 
 CHECKPOINT is a checkpoint folder of jobs/train_keypoints.py; its visibility thresholds are those that its own run's
-evaluation fitted. Settings (reid.build.added_keypoints.KeypointAdditionConfig) follow as key=value. GPUs are used where
-the cluster has some, in bf16. The source stays as it is; the target is a complete set of its own, with the same images
-in the same order. An interrupted run continues when it is started again; a finished one is left as it is. A detector
-that does not know such images, so that most show no plane, is refused after the first shards.
+evaluation fitted (a checkpoint without any is refused). Settings follow as key=value, see
+reid.build.added_keypoints.KeypointAdditionConfig. GPUs are used where the cluster has some, in bf16. The source stays
+as it is; the target is a complete set of its own, with the same images in the same order. An interrupted run continues
+when it is started again; a finished one is left as it is. A detector that does not know such images, so that most show
+no plane, is refused after the first shards (on object stores --overwrite has deleted the old set by then).
 Exit codes: 0 done, 2 call, 3 no whole shard set or absurd plane rates, 4 a worker failed.
 """
 

@@ -1,7 +1,7 @@
 """Add masks and part boxes to a finished shard set: parallel on Ray, or in this process with --no-ray (small sets).
 
     python jobs/add_masks.py --coarse data/veri776-shards data/veri776-coarse --pictures coarse.png
-    python jobs/add_masks.py --panet runs/panet/checkpoints/step-00059000 data/veri776-coarse data/veri776-parts
+    python jobs/add_masks.py --panet runs/panet-veri776/checkpoints/step-... data/veri776-coarse data/veri776-parts
     python jobs/add_masks.py --stripes 3 data/veri776-coarse data/veri776-stripes
     ray job submit --working-dir . -- python jobs/add_masks.py --coarse s3://bucket/veriwild s3://bucket/veriwild-coarse
 

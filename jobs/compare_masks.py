@@ -47,7 +47,7 @@ def _compare(arguments: argparse.Namespace) -> None:
                 figures = comparison.figures()
                 cells = [f"{100 * figures[column]:.1f}" if column in figures else "-" for column in COLUMNS]
                 rows.append((Path(name).name, f"{len(comparison.keys):,}", *cells))
-    except OSError as error:
+    except (ValueError, OSError) as error:
         raise DataError(str(error)) from error
     print(plain_table(ResultRows(("set", "images", *COLUMNS), tuple(rows), ())))
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from reid.build.added_parts import centres_inside, intersection_over_union
 from reid.contracts import DataError
-from reid.data.decode import decode_mask
+from reid.data.additions import MASK_MAKERS
+from reid.data.decode import UnreadableImageError, decode_mask
 from reid.data.shard_set import ShardSet
 
 
@@ -58,37 +59,46 @@ def compare_masks(
     Raises:
         DataError: An image is missing in one of the sets, lacks a mask, or its masks differ in size.
     """
-    true_rows = {key: row for row, key in enumerate(_keys(truth).tolist())}
-    keys = _keys(shards)
+    true_rows, rows = _rows_by_key(truth, splits), _rows_by_key(shards, splits)
+    if not rows:
+        raise DataError(f"{shards.manifest.name} has no image in {', '.join(splits or ('any split',))}")
+    if others := sorted(rows.keys() ^ true_rows.keys()):
+        raise DataError(
+            f"{len(others)} images, {others[0]} first, are in one of the two sets only: compare sets of the same images"
+        )
     index = shards.index
-    chosen = np.arange(len(index)) if splits is None else np.flatnonzero(np.isin(index.split, splits))
-    if not len(chosen):
-        raise DataError(f"{shards.manifest.name} has no image in {', '.join(splits or ())}")
     overlaps, inside, flagged = [], [], []
-    for done, row in enumerate(chosen.tolist(), 1):
-        key = str(keys[row])
-        if key not in true_rows:
-            raise DataError(f"image {key} is in one of the two sets only: compare sets of the same images")
+    for done, (key, row) in enumerate(rows.items(), 1):
         true_data, data = truth.read_mask(true_rows[key]), shards.read_mask(row)
         if true_data is None or data is None:
             raise DataError(f"image {key} has no mask in {'the true' if true_data is None else 'the compared'} set")
-        true_mask, mask = decode_mask(true_data), decode_mask(data)
+        try:
+            true_mask, mask = decode_mask(true_data), decode_mask(data)
+        except UnreadableImageError as error:
+            raise DataError(f"a mask of image {key} cannot be read: {error}") from error
         if true_mask.shape != mask.shape:
             raise DataError(f"image {key}: masks of {true_mask.shape} and {mask.shape} pixels")
         overlaps.append(intersection_over_union(mask, true_mask))
         if index.boxes is not None:
             inside.append(centres_inside(index.boxes[row], true_mask))
-        flagged.append(index.flags is not None and len(index.flags[row]) > 0)
+        flagged.append(
+            index.flags is not None and any(flag.partition(":")[0] in MASK_MAKERS for flag in index.flags[row])
+        )
         if progress is not None:
-            progress(done, len(chosen))
+            progress(done, len(rows))
     return MaskComparison(
-        keys=keys[chosen],
+        keys=np.array(list(rows)),
         overlaps=np.array(overlaps),
         centres_inside=np.array(inside) if inside else None,
         flagged=np.array(flagged, dtype=np.bool_),
     )
 
 
-def _keys(shards: ShardSet) -> NDArray[np.str_]:
-    """split/key of each image."""
-    return np.array([f"{split}/{key}" for split, key in zip(shards.index.split, shards.index.key, strict=True)])
+def _rows_by_key(shards: ShardSet, splits: tuple[str, ...] | None) -> dict[str, int]:
+    """split/key -> row of the index."""
+    index = shards.index
+    return {
+        f"{split}/{key}": row
+        for row, (split, key) in enumerate(zip(index.split.tolist(), index.key.tolist(), strict=True))
+        if splits is None or split in splits
+    }

@@ -15,6 +15,10 @@ MASK: Final = "mask.png"
 BOXES: Final = "boxes.json"
 KEYPOINTS: Final = "keypoints"
 """Kinds of additions, as the manifest counts them; the first two are endings of members."""
+MASK_MAKERS: Final = ("coarse-masks", "parts")
+"""Names of the enrichments whose flags are about masks."""
+BOX_MAKERS: Final = ("parts", "stripes")
+"""Names of the enrichments whose flags are about part boxes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

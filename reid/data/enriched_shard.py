@@ -13,7 +13,7 @@ from typing import Any
 
 from reid import storage
 from reid.contracts import DataError
-from reid.data.additions import BOXES, KEYPOINTS, MASK, Additions, Enrichment, Sample
+from reid.data.additions import BOX_MAKERS, BOXES, KEYPOINTS, MASK, MASK_MAKERS, Additions, Enrichment, Sample
 from reid.data.image_header import image_size
 from reid.data.index import Index, IndexRow, index_from_rows
 from reid.data.manifest import ShardInfo
@@ -129,10 +129,16 @@ def _sample_of(row: IndexRow, content: memoryview) -> Sample:
 
 
 def _flagged(row: IndexRow, name: str, added: Additions) -> IndexRow:
-    """The row with what was added; a flag of an earlier enrichment of the same name goes."""
+    """The row with what was added; flags of the same enrichment and of what was replaced go."""
     if added.mask is not None:
         assert image_size(added.mask) == (row.width, row.height), f"{row.key}: a mask of another size than the image"
-    others = tuple(flag for flag in row.flags if flag.partition(":")[0] != name)
+    # What flagged the replaced mask says nothing about the new one.
+    outdated = {
+        name,
+        *(MASK_MAKERS if added.mask is not None else ()),
+        *(BOX_MAKERS if added.boxes is not None else ()),
+    }
+    others = tuple(flag for flag in row.flags if flag.partition(":")[0] not in outdated)
     changes: dict[str, Any] = {"flags": (*others, f"{name}:{added.problem}") if added.problem else others}
     if added.keypoints is not None:
         scores = added.keypoint_scores

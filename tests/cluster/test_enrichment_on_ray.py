@@ -99,6 +99,49 @@ def test_a_damaged_source_stops_enriching_on_ray_as_a_data_error(tmp_path: Path)
     assert not (tmp_path / "target").exists()
 
 
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_tasks_that_no_node_can_run_are_refused_at_once(tmp_path: Path) -> None:
+    pack_shards(draw_records(tmp_path / "raw"), tmp_path / "source", SMALL)
+    for run_tasks in (partial(run_on_ray, num_cpus=999), partial(run_on_ray, num_gpus=1)):
+        with pytest.raises(ValueError, match="but no node has them"):
+            enrich_shards(tmp_path / "source", tmp_path / "target", Painted(), run_tasks=run_tasks)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray", "own_signals")
+def test_the_job_works_on_a_cluster_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pack_shards(draw_records(tmp_path / "raw"), tmp_path / "source", SMALL)
+    source, target = str(tmp_path / "source"), str(tmp_path / "target")
+    settings = ["size=32", "padding=4", "iterations=2"]
+    monkeypatch.setattr(sys, "argv", ["add_masks.py", "--coarse", source, target, *settings])
+    assert add_masks.main() == 0
+    assert "15 (15 now, " in capsys.readouterr().out
+    assert verify_shards(target, decode=True).passed
+
+
+@pytest.mark.usefixtures("own_signals")
+def test_addresses_inside_a_jobs_copy_and_pictures_that_cannot_be_are_refused_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    copy.mkdir(parents=True)
+    pack_shards(draw_records(tmp_path / "raw"), copy / "source", SMALL)
+    monkeypatch.chdir(copy)
+
+    def refusal(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["add_masks.py", "--coarse", "--no-ray", *arguments])
+        assert add_masks.main() == 2
+        return capsys.readouterr().err
+
+    assert "source=source lies in the job's copy" in refusal("source", str(tmp_path / "target"))
+    assert "target=target lies in the job's copy" in refusal(str(tmp_path / "source"), "target")
+    assert "--num-pictures 0" in refusal("a", "b", "--pictures", str(tmp_path / "p.png"), "--num-pictures", "0")
+    assert "--pictures=p.png lies in the job's copy" in refusal("a", "b", "--pictures", "p.png")
+
+
 @pytest.fixture
 def own_signals() -> Iterator[None]:
     """What the job does on SIGTERM ends with the test."""

@@ -41,6 +41,7 @@ from reid.parts import uniform_stripes
 from reid.storage import open_location
 from reid.training.checkpoint import CheckpointStore
 from reid.training.workers import Wish
+from tests.unit.data.raw_images import SMALL, draw_records
 
 CPU = torch.device("cpu")
 RUN = NetworkRun(device="cpu", precision="float32", batch_size=5)
@@ -274,5 +275,9 @@ def test_the_jobs_add_parts_and_compare_them_with_the_truth(
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].split()[:3] == ["stripes", "9", "100.0"]
     assert lines[-2].split()[:2] == ["parts", "9"]
-    assert run(compare_masks, str(tmp_path / "nothing"), target) == 2
+    assert run(compare_masks, str(tmp_path / "nothing"), target) == 3
+    other = draw_records(tmp_path / "raw", masks=True)
+    pack_shards(other, tmp_path / "other", SMALL)
+    assert run(compare_masks, str(shards), str(tmp_path / "other")) == 3
+    assert "are in one of the two sets only" in capsys.readouterr().err
     assert run(compare_masks, str(shards), target, "--split", "test") == 3
