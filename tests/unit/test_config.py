@@ -8,6 +8,7 @@ from reid.config import (
     FREE_KEYS,
     Experiment,
     KeypointExperiment,
+    PANetExperiment,
     digest,
     digestible,
     load_experiment,
@@ -116,7 +117,13 @@ def test_free_keys_exist_and_do_not_count() -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_configs_load_and_say_how_to_run_them(path: Path) -> None:
-    load_experiment(path, [], KeypointExperiment if path.stem.startswith("keypoints") else Experiment)
+    match path.stem.partition("_")[0]:
+        case "keypoints":
+            load_experiment(path, [], KeypointExperiment)
+        case "panet":
+            load_experiment(path, [], PANetExperiment)
+        case _:
+            load_experiment(path, [], Experiment)
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert any("command" in line for line in header)
     assert any("time" in line for line in header)
