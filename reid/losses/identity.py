@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reid.losses.precision import at_least_float32
+
 
 def identity_loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     """Mean cross-entropy against (1 - smoothing) * one-hot + smoothing / num_classes, at least in float32.
@@ -22,5 +24,5 @@ def identity_loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
         Scalar: the mean over the rows given. Over workers with equally many rows, the average is the global mean.
     """
     with torch.autocast(logits.device.type, enabled=False):
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = at_least_float32(logits)
         return F.cross_entropy(logits, labels, label_smoothing=smoothing)

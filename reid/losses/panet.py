@@ -11,6 +11,7 @@ from torch import Tensor
 from reid.contracts import LossTerms, PANetOutput, Settings
 from reid.losses.global_batch import gather, gather_with_gradient
 from reid.losses.identity import identity_loss
+from reid.losses.precision import at_least_float32
 from reid.losses.triplet import triplet_loss
 
 
@@ -58,10 +59,10 @@ def panet_loss(output: PANetOutput, labels: Tensor, masks: Tensor, config: PANet
             f"masks: expected the shape of the output's, {tuple(output.masks.shape)}, got {tuple(masks.shape)}"
         )
     with torch.autocast(output.features.device.type, enabled=False):
-        mask_logits = _at_least_float32(output.masks)
+        mask_logits = at_least_float32(output.masks)
         identity = identity_loss(output.logits, labels, config.label_smoothing)
         # Cast before the gather: not every backend sends 16-bit floats, and the amounts are small.
-        features = gather_with_gradient(_at_least_float32(output.features))
+        features = gather_with_gradient(at_least_float32(output.features))
         triplet, anchors = triplet_loss(features, gather(labels), config.triplet_margin)
         segmentation = (mask_logits.sigmoid() - masks).square().mean()
         total = (
@@ -92,7 +93,3 @@ def mean_iou(predicted: Tensor, expected: Tensor) -> Tensor:
     shared = (predicted & expected).flatten(1).sum(1)
     covered = (predicted | expected).flatten(1).sum(1)
     return torch.where(covered > 0, shared / covered.clamp(min=1), 1.0).mean()
-
-
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from reid.contracts import LOG_VARIANCE_BOUNDS, PMNET_IDENTITY_LOSSES, LossTerms, PMNetOutput, Settings
 from reid.losses.global_batch import gather, gather_with_gradient
 from reid.losses.identity import identity_loss
+from reid.losses.precision import at_least_float32
 from reid.losses.triplet import triplet_loss
 
 IdentityLoss = Literal["global", "main_sum", "partial_sum", "main", "partial"]
@@ -183,11 +184,11 @@ def _features(output: PMNetOutput) -> dict[str, Tensor]:
     """(B, D) pre-BNNeck features f_g, g and h, as far as the model has them, at least in float32."""
     found: dict[str, Tensor] = {}
     if output.features is not None:
-        found["global"] = _at_least_float32(output.features)
+        found["global"] = at_least_float32(output.features)
     if output.main is not None:
-        found["main"] = _at_least_float32(output.main.features).flatten(1)
+        found["main"] = at_least_float32(output.main.features).flatten(1)
     if output.partial is not None:
-        found["partial"] = _at_least_float32(output.partial.features).flatten(1)
+        found["partial"] = at_least_float32(output.partial.features).flatten(1)
     return found
 
 
@@ -198,7 +199,7 @@ def _logits(output: PMNetOutput, config: PMNetLossConfig) -> dict[str, Tensor]:
         found["global"] = output.logits
     for name, task in (("main", output.main), ("partial", output.partial)):
         if task is not None:
-            found[f"{name}_sum"] = _at_least_float32(task.logits).sum(1)
+            found[f"{name}_sum"] = at_least_float32(task.logits).sum(1)
             found[name] = task.joined_logits
     return {name: found[name] for name in PMNET_IDENTITY_LOSSES if name in found and name in config.identity_losses}
 
@@ -221,10 +222,6 @@ def _normalised(rows: Tensor) -> Tensor:
     lengths: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     # Not an epsilon below which lengths count as it: the gradient of a row of zeros would be its reciprocal.
     return rows / lengths.masked_fill(lengths == 0, 1.0)
-
-
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 class _Bounded(torch.autograd.Function):

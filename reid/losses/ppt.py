@@ -12,6 +12,7 @@ from reid.contracts import LossTerms, PPTOutput, Settings
 from reid.keypoints import PLANE_NAMES
 from reid.losses.global_batch import gather, gather_with_gradient
 from reid.losses.identity import identity_loss
+from reid.losses.precision import at_least_float32
 from reid.losses.triplet import triplet_loss
 from reid.losses.visible_triplet import VisibleTripletConfig, visible_triplet_loss
 
@@ -70,4 +71,4 @@ def ppt_loss(output: PPTOutput, labels: Tensor, config: PPTLossConfig) -> LossTe
 
 def _gathered(features: Tensor) -> Tensor:
     # Cast before the gather: not every backend sends 16-bit floats, and the amounts are small.
-    return gather_with_gradient(features.to(torch.promote_types(features.dtype, torch.float32)))
+    return gather_with_gradient(at_least_float32(features))

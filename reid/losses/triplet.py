@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from reid.losses.precision import at_least_float32
+
 Margin = float | Literal["soft"]
 
 
@@ -64,7 +66,7 @@ def grouped_triplet_loss(
     if torch.is_autocast_enabled(device_type):
         with torch.autocast(device_type, enabled=False):
             return grouped_triplet_loss(features, labels, margin, shown, reduction)
-    features = features.to(torch.promote_types(features.dtype, torch.float32))
+    features = at_least_float32(features)
     losses, valid = _BatchHard.apply(features, labels, shown, margin, reduction)
     return losses, valid
 

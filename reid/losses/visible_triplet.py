@@ -10,6 +10,7 @@ from torch import Tensor
 
 from reid.contracts import Settings
 from reid.keypoints import PLANE_NAMES
+from reid.losses.precision import at_least_float32
 from reid.losses.triplet import grouped_triplet_loss
 
 
@@ -53,7 +54,7 @@ def visible_triplet_loss(
         visible in the image, in another image of its identity and in an image of another identity.
     """
     with torch.autocast(plane_features.device.type, enabled=False):
-        features = plane_features.to(torch.promote_types(plane_features.dtype, torch.float32))
+        features = at_least_float32(plane_features)
         features = features.transpose(0, 1)  # (4, N, D): planes are independent groups
         if config.normalised:
             features = normalise(features)

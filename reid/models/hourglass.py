@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from reid.contracts import HeatMapOutput, Settings
 from reid.keypoints import NUM_KEYPOINTS
-from reid.models.ppt import IMAGENET_MEAN, IMAGENET_STANDARD_DEVIATION
+from reid.models.pixels import PixelNormalization
 
 STEM_STRIDE: Final = 4
 """The stem's convolution and its pooling halve the image once each: 256 -> 64."""
@@ -62,9 +62,6 @@ class HourglassConfig(Settings):
 class Hourglass(nn.Module):
     """Stacked hourglass: images to one set of heat maps per stack."""
 
-    mean: Tensor
-    standard_deviation: Tensor
-
     def __init__(self, config: HourglassConfig) -> None:
         """Build the network with random weights."""
         super().__init__()
@@ -89,11 +86,7 @@ class Hourglass(nn.Module):
             assert layer.bias is not None
             nn.init.normal_(layer.weight, std=_HEAT_MAP_DEVIATION)
             nn.init.zeros_(layer.bias)
-        # Not in the state dict: constants of the pixel format, not weights.
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1) * 255, persistent=False)
-        self.register_buffer(
-            "standard_deviation", torch.tensor(IMAGENET_STANDARD_DEVIATION).view(1, 3, 1, 1) * 255, persistent=False
-        )
+        self.normalise_pixels = PixelNormalization()
 
     def forward(self, images: Tensor) -> HeatMapOutput:
         """The heat maps of every stack.
@@ -110,7 +103,7 @@ class Hourglass(nn.Module):
                 f"images of {images.shape[2]} x {images.shape[3]} pixels: expected multiples of {least} = stem stride"
                 f" {STEM_STRIDE} x 2**{self.config.depth} (model.depth); resize them or lower the depth"
             )
-        x = self.stem((images - self.mean) / self.standard_deviation)
+        x = self.stem(self.normalise_pixels(images))
         maps: list[Tensor] = []
         for stack, hourglass in enumerate(self.hourglasses):
             features = self.features[stack](hourglass(x))

@@ -10,7 +10,6 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated, Final
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from reid.contracts import PANetOutput, Settings
 from reid.models.attention import AttentionConfig, trilinear_attention
 from reid.models.backbone import BackboneConfig, build_backbone
 from reid.models.neck import Neck, NeckConfig
-from reid.models.ppt import IMAGENET_MEAN, IMAGENET_STANDARD_DEVIATION
+from reid.models.pixels import PixelNormalization
 
 _DECODER_KERNEL: Final = 4
 """With stride 2 and padding 1 a transposed convolution of this size exactly doubles a map."""
@@ -47,9 +46,6 @@ class PANet(nn.Module):
     loss, which takes it in float32.
     """
 
-    mean: Tensor
-    standard_deviation: Tensor
-
     def __init__(self, config: PANetConfig, num_classes: int) -> None:
         """Build the network and load the backbone's weights.
 
@@ -66,11 +62,7 @@ class PANet(nn.Module):
         self.backbone = build_backbone(config.backbone)
         self.neck = Neck(config.neck, self.backbone.feature_dim, num_classes)
         self.decoder = _decoder(self.backbone.feature_dim, config.decoder_channels)
-        # Not in the state dict: constants of the pixel format, not weights.
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1) * 255, persistent=False)
-        self.register_buffer(
-            "standard_deviation", torch.tensor(IMAGENET_STANDARD_DEVIATION).view(1, 3, 1, 1) * 255, persistent=False
-        )
+        self.normalise_pixels = PixelNormalization()
 
     @property
     def feature_dim(self) -> int:
@@ -92,7 +84,7 @@ class PANet(nn.Module):
 
     def feature_map(self, images: Tensor) -> Tensor:
         """Last feature map (B, feature_dim, H / stride, W / stride) of RGB images with values 0..255 (B, 3, H, W)."""
-        maps = self.backbone((images - self.mean) / self.standard_deviation)
+        maps = self.backbone(self.normalise_pixels(images))
         assert isinstance(maps, Tensor)
         return maps
 

@@ -21,7 +21,7 @@ from reid.models.backbone import BackboneConfig, build_backbone, split_last_stag
 from reid.models.convolution import convolution_block
 from reid.models.neck import FeatureNeck, NeckConfig, build_pooling
 from reid.models.part_head import PartHead, PartHeadConfig
-from reid.models.ppt import IMAGENET_MEAN, IMAGENET_STANDARD_DEVIATION
+from reid.models.pixels import PixelNormalization
 
 Weight = Annotated[float, Field(gt=0)]
 
@@ -64,9 +64,6 @@ class PMNet(nn.Module):
     average their gradients and checkpoints hold them.
     """
 
-    mean: Tensor
-    standard_deviation: Tensor
-
     def __init__(self, config: PMNetConfig, num_classes: int) -> None:
         """Build the network and load the backbone's weights, into both copies of the last stage.
 
@@ -98,11 +95,7 @@ class PMNet(nn.Module):
         self.log_variances = (
             nn.Parameter(torch.zeros(len(PMNET_IDENTITY_LOSSES))) if config.learned_loss_weights else None
         )
-        # Not in the state dict: constants of the pixel format, not weights.
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1) * 255, persistent=False)
-        self.register_buffer(
-            "standard_deviation", torch.tensor(IMAGENET_STANDARD_DEVIATION).view(1, 3, 1, 1) * 255, persistent=False
-        )
+        self.normalise_pixels = PixelNormalization()
 
     @property
     def feature_dim(self) -> int:
@@ -211,14 +204,14 @@ class PMNet(nn.Module):
     def retrieval_weights(self) -> Tensor:
         """(3,) float32 weights of the distances of f_g, g and h."""
         if self.config.retrieval_weights is not None:
-            return self.mean.new_tensor(self.config.retrieval_weights)
+            return self.normalise_pixels.mean.new_tensor(self.config.retrieval_weights)
         if self.log_variances is None:
-            return self.mean.new_ones(3)
+            return self.normalise_pixels.mean.new_ones(3)
         places = [PMNET_IDENTITY_LOSSES.index(name) for name in ("global", "main", "partial")]
         return self.log_variances[places].float().clamp(*LOG_VARIANCE_BOUNDS).neg().exp()
 
     def _trunk_map(self, images: Tensor) -> Tensor:
-        maps = self.trunk((images - self.mean) / self.standard_deviation)
+        maps = self.trunk(self.normalise_pixels(images))
         assert isinstance(maps, Tensor)
         return maps
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,9 +10,7 @@ from reid.contracts import PPTOutput, Settings
 from reid.models.backbone import BackboneConfig, build_backbone
 from reid.models.neck import Neck, NeckConfig
 from reid.models.perspective import PlaneConfig, Planes, find_planes, fold_weights
-
-IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
-IMAGENET_STANDARD_DEVIATION: Final = (0.229, 0.224, 0.225)
+from reid.models.pixels import PixelNormalization
 
 
 class PPTConfig(Settings):
@@ -39,9 +35,6 @@ class PPT(nn.Module):
     and rounding weights that average over many cells costs less than the rounding that the map has already had.
     """
 
-    mean: Tensor
-    standard_deviation: Tensor
-
     def __init__(self, config: PPTConfig, num_classes: int) -> None:
         """Build the network and load the backbone's weights.
 
@@ -57,11 +50,7 @@ class PPT(nn.Module):
         self.backbone = build_backbone(config.backbone)
         self.neck = Neck(config.neck, self.backbone.feature_dim, num_classes)
         self.plane_config = config.planes
-        # Not in the state dict: constants of the pixel format, not weights.
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1) * 255, persistent=False)
-        self.register_buffer(
-            "standard_deviation", torch.tensor(IMAGENET_STANDARD_DEVIATION).view(1, 3, 1, 1) * 255, persistent=False
-        )
+        self.normalise_pixels = PixelNormalization()
 
     @property
     def feature_dim(self) -> int:
@@ -96,7 +85,7 @@ class PPT(nn.Module):
 
     def feature_map(self, images: Tensor) -> Tensor:
         """Last feature map (B, feature_dim, H / stride, W / stride) of RGB images with values 0..255 (B, 3, H, W)."""
-        maps = self.backbone((images - self.mean) / self.standard_deviation)
+        maps = self.backbone(self.normalise_pixels(images))
         assert isinstance(maps, Tensor)
         return maps
 
