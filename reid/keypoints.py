@@ -66,6 +66,16 @@ VERI_PLANE_RATES: Final[dict[str, float]] = {"front": 0.426, "back": 0.478, "sid
 VERI_SUBSTITUTION_GAINS: Final[dict[str, float]] = {"front": 0.042, "back": 0.008}
 """What the substitute of a missing bottom corner adds to those rates."""
 
+
+def veri_rate_with_substitutes(plane: str) -> float:
+    """Share of VeRi-776 gallery images that show a plane, substitutes included.
+
+    >>> round(veri_rate_with_substitutes("front"), 3), veri_rate_with_substitutes("top")
+    (0.468, 0.839)
+    """
+    return VERI_PLANE_RATES[plane] + VERI_SUBSTITUTION_GAINS.get(plane, 0.0)
+
+
 PlaneCorner = Literal["TL", "TR", "BR", "BL"]
 """Corner of the rectified target grid: top-left, top-right, bottom-right, bottom-left."""
 

@@ -17,7 +17,7 @@ from reid.data.additions import Additions, Provenance, Sample
 from reid.data.plane_table import visible_planes
 from reid.data.staging import ShardResult
 from reid.evaluation.keypoint_prediction import predict_keypoints
-from reid.keypoints import PLANE_NAMES, VERI_PLANE_RATES, VERI_SUBSTITUTION_GAINS
+from reid.keypoints import PLANE_NAMES, veri_rate_with_substitutes
 
 PLANE_RATE: Final = "plane/"
 """Beginning of the measures that tell whether an image shows a plane."""
@@ -159,7 +159,7 @@ def rates_table(means: Mapping[str, float]) -> str:
     """A line per plane: its rate in the set by the added keypoints, and on VeRi-776's gallery."""
     lines = [f"{'plane':<8}{'this set':>10}{'VeRi-776':>10}"]
     for plane in PLANE_NAMES:
-        veri = VERI_PLANE_RATES[plane] + VERI_SUBSTITUTION_GAINS.get(plane, 0.0)
+        veri = veri_rate_with_substitutes(plane)
         lines.append(f"{plane:<8}{100 * means.get(f'{PLANE_RATE}{plane}', 0.0):>10.1f}{100 * veri:>10.1f}")
     return "\n".join(lines)
 

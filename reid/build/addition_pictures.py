@@ -70,9 +70,12 @@ def picture_of_keypoints(shards: ShardSet, count: int = 24) -> NDArray[np.uint8]
     return column([row(tiles[at : at + KEYPOINT_COLUMNS]) for at in range(0, len(tiles), KEYPOINT_COLUMNS)])
 
 
-def draw_image_planes(image: NDArray[np.uint8], keypoints: NDArray[np.float32], tile_size: int) -> NDArray[np.uint8]:
+def draw_image_planes(
+    image: NDArray[np.uint8], keypoints: NDArray[np.float32], tile_size: int, config: PlaneConfig | None = None
+) -> NDArray[np.uint8]:
     """An image with its (20, 3) keypoints and the planes that they show, its longer side `tile_size` pixels."""
-    planes = find_planes(torch.from_numpy(keypoints[None].copy()), image.shape[0], image.shape[1], PlaneConfig())
+    batch = torch.from_numpy(keypoints[None].copy())
+    planes = find_planes(batch, image.shape[0], image.shape[1], config or PlaneConfig())
     return draw_planes(image, planes.corners[0].numpy(), planes.visible[0].numpy(), keypoints, tile_size=tile_size)
 
 

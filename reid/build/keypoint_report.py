@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from reid.build.addition_pictures import draw_image_planes
+from reid.build.addition_pictures import KEYPOINT_TILE, draw_image_planes
 from reid.build.pictures import as_jpeg, raw_image
 from reid.config import KeypointExperiment
 from reid.data.shard_set import ShardSet
@@ -16,7 +16,6 @@ from reid.evaluation.keypoint_results import KeypointResult, planes_table, point
 from reid.evaluation.report import Section
 from reid.visual.mosaic import GREY, captioned, column, fit_tile, row
 
-TILE: Final = 190
 PAIRS_IN_ROW: Final = 3
 
 
@@ -63,7 +62,9 @@ def _pair(shards: ShardSet, example: Mapping[str, Any]) -> NDArray[np.uint8]:
     sample = int(example["sample"])
     image = raw_image(shards, sample)
     predicted = np.array(example["keypoints"], dtype=np.float32)
-    drawn = [draw_image_planes(image, points, TILE) for points in (predicted, shards.index.keypoints[sample])]
+    drawn = [draw_image_planes(image, points, KEYPOINT_TILE) for points in (predicted, shards.index.keypoints[sample])]
     captions = (f"{shards.index.key[sample]}", f"{example['num_wrong']} of {len(predicted)} wrong")
-    tiles = [captioned(fit_tile(tile, TILE), caption, GREY) for tile, caption in zip(drawn, captions, strict=True)]
+    tiles = [
+        captioned(fit_tile(tile, KEYPOINT_TILE), caption, GREY) for tile, caption in zip(drawn, captions, strict=True)
+    ]
     return row(tiles, gap=2)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from reid.build.addition_pictures import KEYPOINT_TILE, draw_image_planes
 from reid.build.data import open_eval_stream
 from reid.build.evaluation import load_trained_model
 from reid.build.keypoint_report import keypoint_facts, keypoint_sections
@@ -26,13 +27,12 @@ from reid.evaluation.keypoint_results import KeypointResult
 from reid.evaluation.part_boxes import PartConfig
 from reid.evaluation.report import Picture, Report, Section, render_report
 from reid.evaluation.results import RetrievalResult
-from reid.models.perspective import PlaneConfig, find_planes
+from reid.models.perspective import PlaneConfig
 from reid.settings_file import to_yaml
 from reid.storage import Location, exists, write_bytes_atomic
 from reid.visual.activation import activation_picture, distance_activation_maps
 from reid.visual.curves import draw_curves
 from reid.visual.mosaic import column, row
-from reid.visual.planes import draw_planes
 from reid.visual.rank_lists import rank_list_picture
 
 logger = logging.getLogger(__name__)
@@ -224,9 +224,7 @@ def _planes(experiment: Experiment, shards: ShardSet) -> list[Section]:
     tiles = []
     for sample in chosen:
         image = raw_image(shards, int(sample))
-        keypoints = index.keypoints[sample]
-        planes = find_planes(torch.from_numpy(keypoints[None].copy()), image.shape[0], image.shape[1], config)
-        tiles.append(draw_planes(image, planes.corners[0].numpy(), planes.visible[0].numpy(), keypoints, tile_size=190))
+        tiles.append(draw_image_planes(image, index.keypoints[sample], KEYPOINT_TILE, config))
     mosaic = column([row(tiles[start : start + 6]) for start in range(0, len(tiles), 6)])
     introduction = (
         "Training images with their keypoints and the planes that PPT warps:"

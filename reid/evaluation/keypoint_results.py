@@ -12,7 +12,7 @@ from reid.contracts import Settings
 from reid.evaluation.heat_map_peaks import Refinement, Score
 from reid.evaluation.keypoint_metrics import KeypointMetrics, PlaneAgreement
 from reid.evaluation.results import ResultRows
-from reid.keypoints import KEYPOINT_NAMES, PLANE_NAMES, VERI_PLANE_RATES, VERI_SUBSTITUTION_GAINS
+from reid.keypoints import KEYPOINT_NAMES, PLANE_NAMES, veri_rate_with_substitutes
 
 FORMAT_VERSION: Final = 1
 
@@ -155,7 +155,7 @@ def planes_table(result: KeypointResult) -> str:
     lines = [f"{'plane':<8}{'predicted':>11}{'annotated':>11}{'agreement':>11}{'VeRi-776':>10}"]
     planes = result.planes
     for plane in PLANE_NAMES:
-        veri = VERI_PLANE_RATES[plane] + VERI_SUBSTITUTION_GAINS.get(plane, 0.0)
+        veri = veri_rate_with_substitutes(plane)
         lines.append(
             f"{plane:<8}{100 * planes.predicted_rate[plane]:>11.1f}{100 * planes.true_rate[plane]:>11.1f}"
             f"{100 * planes.agreement[plane]:>11.1f}{100 * veri:>10.1f}"
