@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from reid.contracts import PPTOutput
@@ -12,6 +11,7 @@ from reid.losses.global_batch import gather, gather_with_gradient
 from reid.losses.identity import identity_loss
 from reid.losses.ppt import PPTLossConfig, ppt_loss
 from reid.losses.triplet import triplet_loss
+from tests.distributed.gradients import averaged_gradients, values_of
 from tests.processes import run
 
 BATCH = 12
@@ -53,18 +53,9 @@ def _loss_and_gradients(
         values = {"total": total.item()}
     else:
         terms = ppt_loss(output, labels[own], CONFIG)
-        total = terms.total
-        values = {"total": total.item()}
-        values |= {name: value.item() for name, value in (terms.parts | terms.statistics).items()}
+        total, values = terms.total, values_of(terms)
     total.backward()
-    gradients = {}
-    for name, parameter in model.named_parameters():
-        if parameter.grad is None:
-            continue  # the local variant has no planes
-        if world_size > 1:
-            dist.all_reduce(parameter.grad)
-        gradients[name] = parameter.grad / world_size  # what DistributedDataParallel leaves
-    return values, gradients
+    return values, averaged_gradients(model, world_size, some_unused=local)  # the local variant has no planes
 
 
 def _local_loss_and_gradients(rank: int, world_size: int) -> tuple[dict[str, float], dict[str, torch.Tensor]]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from reid.contracts import PartTaskOutput, PMNetOutput
 from reid.losses.pmnet import PMNetLossConfig, pmnet_loss
+from tests.distributed.gradients import averaged_gradients, values_of
 from tests.processes import run
 
 BATCH = 12
@@ -58,15 +58,7 @@ def _loss_and_gradients(rank: int, world_size: int, margin: float) -> tuple[dict
     own = slice(rank * BATCH // world_size, (rank + 1) * BATCH // world_size)
     terms = pmnet_loss(model(images[own]), labels[own], _config(margin), epoch=0)
     terms.total.backward()
-    values = {"total": terms.total.item()}
-    values |= {name: value.item() for name, value in (terms.parts | terms.statistics).items()}
-    gradients = {}
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None
-        if world_size > 1:
-            dist.all_reduce(parameter.grad)
-        gradients[name] = parameter.grad / world_size  # what DistributedDataParallel leaves
-    return values, gradients
+    return values_of(terms), averaged_gradients(model, world_size)
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

@@ -23,7 +23,6 @@ from reid.build.data import open_data
 from reid.build.keypoint_evaluation import TrainedDetector, load_trained_detector, predict_rows
 from reid.build.network_additions import NetworkRun, NetworkRunConfig, resolve_run
 from reid.build.run_folder import open_run
-from reid.build.training import build_training
 from reid.config import KeypointExperiment, load_experiment
 from reid.contracts import DataError
 from reid.data.additions import Sample
@@ -37,6 +36,7 @@ from reid.evaluation.heat_map_peaks import with_visibility
 from reid.keypoints import PLANE_NAMES
 from reid.storage import open_location
 from reid.training.checkpoint import CheckpointStore
+from tests.training_runs import train
 from tests.unit.data.raw_images import SMALL, draw_records, encoded_noise
 
 RUN = NetworkRun(device="cpu", precision="float32", batch_size=4)
@@ -64,9 +64,7 @@ def experiment(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Keypoi
         ],
         KeypointExperiment,
     )  # fmt: skip
-    training = build_training(experiment, torch.device("cpu"))
-    list(training.results())
-    training.stream.close()
+    train(experiment)
     return experiment
 
 

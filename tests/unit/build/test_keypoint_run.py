@@ -16,14 +16,13 @@ from reid.build.report import write_run_report
 from reid.build.results import print_results, read_result
 from reid.build.run_folder import open_run
 from reid.build.run_plan import describe_plan
-from reid.build.training import build_training
 from reid.config import KeypointExperiment, load_experiment, with_overrides
-from reid.contracts import DataError, EpochResult
+from reid.contracts import DataError
 from reid.evaluation.keypoint_prediction import predict_keypoints
 from reid.storage import open_location, read_bytes, sha256_of
 from reid.training.checkpoint import CheckpointStore
-from reid.training.workers import Wish
 from tests.synthetic_shards import pack_synthetic, small_config
+from tests.training_runs import train
 
 CPU = torch.device("cpu")
 
@@ -45,21 +44,6 @@ def experiment_on(shards: Path, runs: Path, *overrides: str) -> KeypointExperime
         ],
         KeypointExperiment,
     )  # fmt: skip
-
-
-def train(experiment: KeypointExperiment, stop_after: int | None = None) -> list[EpochResult]:
-    training = build_training(experiment, CPU)
-    taken = 0
-
-    def wish() -> Wish:
-        nonlocal taken
-        taken += 1
-        return Wish.STOP if taken == stop_after else Wish.NOTHING
-
-    try:
-        return [result for result in training.results(wish) if isinstance(result, EpochResult)]
-    finally:
-        training.stream.close()
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,6 @@ from reid.build.run_folder import open_run
 from reid.build.run_plan import describe_plan
 from reid.build.training import build_training
 from reid.config import Experiment, PANetExperiment, load_experiment
-from reid.contracts import EpochResult
 from reid.data.decode import decode_mask
 from reid.data.enrichment import enrich_shards
 from reid.data.readers import DatasetConfig, read_dataset
@@ -40,7 +39,7 @@ from reid.models.panet import PANet
 from reid.parts import uniform_stripes
 from reid.storage import open_location
 from reid.training.checkpoint import CheckpointStore
-from reid.training.workers import Wish
+from tests.training_runs import train
 from tests.unit.data.raw_images import SMALL, draw_records
 
 CPU = torch.device("cpu")
@@ -72,21 +71,6 @@ def experiment_on(shards: Path, runs: Path, *overrides: str) -> PANetExperiment:
         ],
         PANetExperiment,
     )  # fmt: skip
-
-
-def train(experiment: PANetExperiment, stop_after: int | None = None) -> list[EpochResult]:
-    training = build_training(experiment, CPU)
-    taken = 0
-
-    def wish() -> Wish:
-        nonlocal taken
-        taken += 1
-        return Wish.STOP if taken == stop_after else Wish.NOTHING
-
-    try:
-        return [result for result in training.results(wish) if isinstance(result, EpochResult)]
-    finally:
-        training.stream.close()
 
 
 @pytest.fixture(scope="module")
