@@ -33,7 +33,7 @@ from reid.build.keypoint_evaluation import evaluation_rows, raw_sizes
 from reid.build.run_folder import open_run
 from reid.build.run_plan import describe_plan
 from reid.build.training import build_step
-from reid.config import AnyExperiment, Experiment, KeypointExperiment, PANetExperiment, experiment_of
+from reid.config import AnyExperiment, KeypointExperiment, experiment_of
 from reid.data.plan import lanes_of_worker
 from reid.data.shard_set import ShardSet
 from reid.evaluation.distances import cosine_distances
@@ -41,6 +41,7 @@ from reid.evaluation.extract import extract_features
 from reid.evaluation.keypoint_prediction import predict_peaks
 from reid.evaluation.protocols import rows_of_trials
 from reid.models.panet import PANet
+from reid.models.pmnet import PMNet
 from reid.models.ppt import PPT
 from reid.storage import delete_tree, write_bytes_atomic
 
@@ -144,7 +145,7 @@ def _rows_to_evaluate(experiment: AnyExperiment, shards: ShardSet) -> NDArray[np
     match experiment:
         case KeypointExperiment():
             return evaluation_rows(experiment, shards).all
-        case Experiment() | PANetExperiment():
+        case _:
             return rows_of_trials(evaluation_trials(experiment, shards))
 
 
@@ -155,7 +156,7 @@ def _try_evaluation(
     images = open_eval_stream(experiment, shards, rows, device)
     precision = experiment.evaluation.precision
     match model:
-        case PPT() | PANet():
+        case PPT() | PANet() | PMNet():
             features, _ = extract_features(model.embed, images, device, precision=precision)
             cosine_distances(features, features)
         case _:

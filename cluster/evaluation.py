@@ -33,7 +33,7 @@ from reid.build.keypoint_evaluation import (
     load_trained_detector,
     predict_rows,
 )
-from reid.config import AnyExperiment, Experiment, KeypointExperiment, PANetExperiment, ReidExperiment, experiment_of
+from reid.config import AnyExperiment, KeypointExperiment, ReidExperiment, experiment_of
 from reid.contracts import Embeddings
 from reid.data.shard_set import ShardSet
 from reid.evaluation.distances import rank_blocks
@@ -105,7 +105,7 @@ def _coordinate(experiment_json: dict[str, Any], checkpoint: str, name: str) -> 
         match experiment:
             case KeypointExperiment():
                 return _coordinate_detector(experiment, shards, checkpoint, name, began)
-            case Experiment() | PANetExperiment():
+            case _:
                 return _coordinate_retrieval(experiment, shards, checkpoint, name, began)
 
 

@@ -24,7 +24,7 @@ from reid.build.checkpoints import load_trained_experiment
 from reid.build.evaluation import Evaluation, evaluate_here
 from reid.build.keypoint_evaluation import evaluate_keypoints_here
 from reid.build.results import print_results
-from reid.config import AnyExperiment, Experiment, KeypointExperiment, PANetExperiment, with_overrides
+from reid.config import AnyExperiment, KeypointExperiment, with_overrides
 from reid.evaluation.protocols import PROTOCOLS
 from reid.storage import Location, open_location
 
@@ -51,7 +51,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     match trained:
         case KeypointExperiment() if arguments.protocol:
             raise ValueError("--protocol: a keypoint detector has none, it is measured on annotated images; remove it")
-        case Experiment() | PANetExperiment() if arguments.protocol:
+        case _ if arguments.protocol:
             experiments = [with_overrides(trained, [f"evaluation.protocol={name}"]) for name in arguments.protocol]
     if arguments.no_ray:
         results = [_evaluate_here(experiment, location).result for experiment in experiments]
@@ -68,7 +68,7 @@ def _evaluate_here(experiment: AnyExperiment, location: Location) -> Evaluation:
     match experiment:
         case KeypointExperiment():
             return evaluate_keypoints_here(experiment, location, name=location.name)
-        case Experiment() | PANetExperiment():
+        case _:
             return evaluate_here(experiment, location, name=location.name)
 
 

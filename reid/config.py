@@ -1,7 +1,7 @@
 """The configuration of a run: the folders' own settings composed into one experiment. The defaults are the paper's.
 
-What is trained decides the kind: `Experiment` (PPT and its baseline), `PANetExperiment` (the part locator) or
-`KeypointExperiment` (the keypoint detector); `task` tells them apart in files.
+What is trained decides the kind: `Experiment` (PPT and its baseline), `PMNetExperiment` (PMANet's second network),
+`PANetExperiment` (its part locator) or `KeypointExperiment` (the keypoint detector); `task` tells them apart in files.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ from reid.evaluation.keypoint_results import KeypointEvaluationConfig
 from reid.evaluation.protocols import EvaluationConfig
 from reid.losses.heat_maps import HeatMapLossConfig
 from reid.losses.panet import PANetLossConfig
+from reid.losses.pmnet import PMNetLossConfig
 from reid.losses.ppt import PPTLossConfig
 from reid.models.hourglass import HourglassConfig
 from reid.models.panet import PANetConfig
+from reid.models.pmnet import PMNetConfig
 from reid.models.ppt import PPTConfig
 from reid.settings_file import read_file, read_settings
 from reid.training.checkpoint import CheckpointConfig
@@ -114,6 +116,11 @@ class Experiment(Settings):
         _check_evaluations(self.training, self.evaluation.every_epochs)
         return self
 
+    @model_validator(mode="after")
+    def _has_no_partial_tasks(self) -> Self:
+        _refuse_partial_tasks(self.evaluation)
+        return self
+
 
 PANET_RECIPE: dict[str, Any] = {
     "data": {"loader": {"masks": True}, "transform": {"erasing_probability": 0.0, "flip_probability": 0.5}},
@@ -158,9 +165,82 @@ class PANetExperiment(Settings):
         return self
 
     @model_validator(mode="after")
+    def _has_no_partial_tasks(self) -> Self:
+        _refuse_partial_tasks(self.evaluation)
+        return self
+
+    @model_validator(mode="after")
     def _learns_from_masks(self) -> Self:
         if not self.data.loader.masks:
             raise ValueError("data.loader.masks is false, but PANet learns from masks: remove it")
+        return self
+
+
+PMNET_RECIPE: dict[str, Any] = {
+    "data": {
+        "plan": {"identities_per_batch": 4, "images_per_identity": 8},
+        "transform": {"flip_probability": 0.5, "occlusion_probability": 0.3},
+    },
+    "training": {
+        "loop": {"epochs": 120},
+        "optimizer": {"learning_rate": 1.5e-4},
+        "schedule": {"milestones": (40.0, 70.0, 100.0)},
+    },
+}
+"""Where PMNet's defaults are others than PPT's in settings that both have: METHOD 2.2 and PMANet section IV-B (batch 32
+= 4 x 8, Adam 1.5e-4 with warm-up, flips, occlusion); epochs and milestones, which the paper does not give, are those of
+the baseline that it builds on."""
+
+
+class PMNetExperiment(Settings):
+    """A run of PMNet, whole: the network of PMANet that retrieves, on shards with masks and part boxes."""
+
+    task: Literal["pmanet"] = "pmanet"
+    """What is trained."""
+    name: str = Field("pmanet", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """The run's folder below `runs`; resuming means the same name."""
+    runs: str = "runs"
+    """Folder or URL that holds the runs."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Everything random follows from it."""
+    data: DataConfig = DataConfig()
+    model: PMNetConfig = PMNetConfig()
+    loss: PMNetLossConfig = PMNetLossConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    metrics: MetricsConfig = MetricsConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _start_from_the_recipe(cls, values: Any) -> Any:
+        return _merged(PMNET_RECIPE, values) if isinstance(values, dict) else values
+
+    @model_validator(mode="after")
+    def _evaluations_need_checkpoints(self) -> Self:
+        _check_evaluations(self.training, self.evaluation.every_epochs)
+        return self
+
+    @model_validator(mode="after")
+    def _model_and_loss_agree(self) -> Self:
+        learned, epoch = self.model.learned_loss_weights, self.loss.uncertainty_from_epoch
+        if learned != (epoch is not None):
+            raise ValueError(
+                f"model.learned_loss_weights is {str(learned).lower()}, but loss.uncertainty_from_epoch is"
+                f" {'null' if epoch is None else epoch}: weights that are learned need an epoch to start from; set"
+                " true and an epoch, or false and null"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _partial_tasks_are_there_at_test_time(self) -> Self:
+        tasks = None if self.model.part_head is None else self.model.part_head.tasks
+        if self.evaluation.partial_tasks and tasks in (None, "main"):
+            raise ValueError("evaluation.partial_tasks is true, but the model has none: remove it")
+        if tasks == "partial" and not self.evaluation.partial_tasks and self.model.global_head is None:
+            raise ValueError(
+                "the model has nothing but partial tasks, so retrieval needs them: set evaluation.partial_tasks to true"
+            )
         return self
 
 
@@ -231,7 +311,7 @@ class KeypointExperiment(Settings):
         return self
 
 
-ReidExperiment = Experiment | PANetExperiment
+ReidExperiment = Experiment | PANetExperiment | PMNetExperiment
 """A run whose model gives retrieval features: trained on identities, evaluated by who is found."""
 AnyExperiment = ReidExperiment | KeypointExperiment
 """A run of any kind. Whoever needs to know which matches on it; most code does not."""
@@ -249,6 +329,8 @@ def experiment_of(values: Mapping[str, Any]) -> AnyExperiment:
             return KeypointExperiment.model_validate(values)
         case "panet":
             return PANetExperiment.model_validate(values)
+        case "pmanet":
+            return PMNetExperiment.model_validate(values)
         case _:
             return Experiment.model_validate(values)
 
@@ -261,6 +343,11 @@ def _merged(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any
         both = isinstance(below, Mapping) and isinstance(value, Mapping)
         merged[key] = _merged(below, value) if both else value  # type: ignore[arg-type]
     return merged
+
+
+def _refuse_partial_tasks(evaluation: EvaluationConfig) -> None:
+    if evaluation.partial_tasks:
+        raise ValueError("evaluation.partial_tasks is for PMANet, whose partial tasks see one part each: remove it")
 
 
 def _check_evaluations(training: TrainingConfig, every_epochs: int) -> None:

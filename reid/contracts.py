@@ -188,6 +188,10 @@ class PMNetOutput:
     log_variances: Tensor | None
     """(5,) float32, the parameter itself: log(sigma^2) of each of `PMNET_IDENTITY_LOSSES`, also of those whose task is
     off; None: the weights of the losses are not learned."""
+    plane_features: Tensor | None = None
+    """(B, 4, C) average of each warped plane of the global head's last stage; None: PPT's planes are off."""
+    plane_visible: Tensor | None = None
+    """(B, 4) bool, as of `PPTOutput`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reid.config import AnyExperiment, Experiment, KeypointExperiment, PANetExperiment
+from reid.config import AnyExperiment, KeypointExperiment, PMNetExperiment
 from reid.contracts import DataError
 from reid.data.draws import Purpose, epoch_integers
 from reid.data.loader import LoaderConfig
@@ -37,11 +37,8 @@ def open_train_stream(
 ) -> TrainStream:
     """The batches of one training worker, on their way to a device."""
     rows = None
-    match experiment:
-        case KeypointExperiment():
-            rows, _ = annotated_rows(experiment, shards)
-        case Experiment() | PANetExperiment():
-            pass
+    if isinstance(experiment, KeypointExperiment):
+        rows, _ = annotated_rows(experiment, shards)
     return TrainStream(
         shards,
         experiment.data.plan,
@@ -52,6 +49,7 @@ def open_train_stream(
         num_workers=num_workers,
         num_epochs=experiment.training.loop.epochs,
         rows=rows,
+        num_parts=experiment.model.parts_read if isinstance(experiment, PMNetExperiment) else 0,
     )
 
 
@@ -83,14 +81,22 @@ def annotated_rows(experiment: KeypointExperiment, shards: ShardSet) -> tuple[ND
 def open_eval_stream(
     experiment: AnyExperiment, shards: ShardSet, rows: NDArray[np.int64], device: torch.device
 ) -> EvalStream:
-    """The given rows in order, each once, on their way to a device."""
+    """The given rows in order, each once, on their way to a device; with masks and boxes where retrieval takes them."""
     return EvalStream(
         shards,
         rows,
         experiment.data.transform,
         _loader(experiment, device).model_copy(update={"masks": False}),
         batch_size=experiment.evaluation.batch_size,
+        num_parts=evaluation_parts(experiment),
     )
+
+
+def evaluation_parts(experiment: AnyExperiment) -> int:
+    """Part boxes of each image that retrieval takes; 0: neither boxes nor masks."""
+    if isinstance(experiment, PMNetExperiment) and experiment.evaluation.partial_tasks:
+        return experiment.model.parts_read
+    return 0
 
 
 def _loader(experiment: AnyExperiment, device: torch.device) -> LoaderConfig:

@@ -12,12 +12,13 @@ import torch
 from numpy.typing import NDArray
 
 from reid.build.checkpoints import TrainedRun, load_trained_run
-from reid.build.data import open_data, open_eval_stream
+from reid.build.data import evaluation_parts, open_data, open_eval_stream
 from reid.build.results import Result
 from reid.build.training import ReidModel, build_model
-from reid.config import Experiment, PANetExperiment, ReidExperiment
+from reid.config import Experiment, PANetExperiment, PMNetExperiment, ReidExperiment
 from reid.contracts import Embeddings
 from reid.data.shard_set import ShardSet
+from reid.data.stream import has_part_boxes
 from reid.evaluation.examples import RankList, choose_queries, nearest_entries
 from reid.evaluation.extract import extract_features, make_embeddings, select_embeddings
 from reid.evaluation.protocols import Trial, protocol_notes, protocol_trials, rows_of_trials
@@ -60,8 +61,10 @@ def load_trained_model(checkpoint: Location, device: torch.device) -> TrainedMod
     Raises:
         ValueError: The folder is no sound checkpoint, or not of a ReID model.
     """
-    run: TrainedRun[ReidExperiment] = load_trained_run(checkpoint, Experiment, PANetExperiment)
-    model = build_model(run.experiment, len(run.weights["neck.classifier.weight"]), pretrained=False)
+    run: TrainedRun[ReidExperiment] = load_trained_run(checkpoint, Experiment, PANetExperiment, PMNetExperiment)
+    # Every classifier, however many the model has, knows the same vehicles.
+    classifier = next(weight for name, weight in run.weights.items() if name.endswith("classifier.weight"))
+    model = build_model(run.experiment, len(classifier), pretrained=False)
     model.load_state_dict(run.weights)
     model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     return TrainedModel(
@@ -103,7 +106,7 @@ def conclude(
 ) -> Evaluation:
     """Figures and examples from the ranks of all trials."""
     evaluation = experiment.evaluation
-    notes = list(protocol_notes(list(trials), shards.index))
+    notes = [*protocol_notes(list(trials), shards.index), *_part_notes(experiment, shards, list(trials))]
     if evaluation.flip:
         notes.append("features averaged over each image and its mirror image")
     if trained.data_hash != shards.manifest.hash:
@@ -118,6 +121,18 @@ def conclude(
         examples=tuple(_examples(experiment, trials[0], ranks[0], embeddings)),
         settings=evaluation.model_dump(mode="json"),
     )
+
+
+def _part_notes(experiment: ReidExperiment, shards: ShardSet, trials: list[Trial]) -> list[str]:
+    """What a reader must know about parts at test time."""
+    if not evaluation_parts(experiment):
+        return []
+    rows = rows_of_trials(trials)
+    without = int(np.count_nonzero(~has_part_boxes(shards.index, rows)))
+    notes = ["retrieval with partial tasks (h joins f_g and g)"]
+    if without:
+        notes.append(f"{without:,} of {len(rows):,} images have no part boxes: uniform stripes")
+    return notes
 
 
 def evaluate_here(experiment: ReidExperiment, checkpoint: Location, *, name: str = "") -> Evaluation:

@@ -20,7 +20,7 @@ from reid.build.part_pictures import picture_of_parts
 from reid.build.pictures import as_jpeg, raw_image
 from reid.build.results import Result, read_result
 from reid.build.run_folder import RunFolder
-from reid.config import AnyExperiment, Experiment, KeypointExperiment, PANetExperiment, ReidExperiment
+from reid.config import AnyExperiment, Experiment, KeypointExperiment, PANetExperiment, PMNetExperiment, ReidExperiment
 from reid.contracts import Batch, Split
 from reid.data.shard_set import ShardSet
 from reid.evaluation.keypoint_results import KeypointResult
@@ -95,7 +95,7 @@ def _sections(
         case KeypointExperiment():
             assert isinstance(result, KeypointResult)
             return keypoint_sections(shards, result, examples)
-        case Experiment() | PANetExperiment():
+        case _:
             return [
                 *(_parts(checkpoint, shards) if isinstance(experiment, PANetExperiment) else []),
                 *_rank_lists(examples, shards),
@@ -132,6 +132,8 @@ def _method(experiment: ReidExperiment) -> str:
     match experiment:
         case PANetExperiment():
             return "PANet"
+        case PMNetExperiment():
+            return "PMANet" if experiment.model.planes is None else "PMANet with PPT's planes"
         case Experiment():
             return "plain baseline" if experiment.model.planes is None else "PPT"
 
@@ -158,11 +160,13 @@ def _curves(
         figure: [(step, 100 * result.figures()[figure]) for step, result in zip(steps, results, strict=True)]
         for figure in (("mAP", "R1", "mINP") if isinstance(results[-1], RetrievalResult) else results[-1].figures())
     }
+    weights = {key.removeprefix("weight/"): points("epoch", key) for key in keys if key.startswith("weight/")}
     peaks = {key.removeprefix("peak/"): points("epoch", key) for key in keys if key.startswith("peak/")}
     drawings: list[tuple[Mapping[str, Sequence[tuple[float, float]]], str, str]] = [
         (losses, "loss", "Losses (mean of each epoch)"),
         (figures, "percent", "Retrieval" if isinstance(results[-1], RetrievalResult) else "Keypoints"),
         (anchors, "percent of anchors", "Anchors that count, per plane"),
+        (weights, "weight", "Weights of the identity losses"),
         (peaks, "height", "Peaks of visible and invisible points"),
     ]
     pictures = [
@@ -271,7 +275,7 @@ def _activations(
             stream.close()
         with torch.inference_mode():
             maps = trained.model.feature_map(batch.images)
-            features = trained.model.neck.pooling(maps)
+            features = trained.model.pooling(maps)
         height, width = batch.images.shape[2:]
         heats = distance_activation_maps(features.float(), maps.float(), (height, width))
         images = [image.permute(1, 2, 0).contiguous().numpy() for image in batch.images]

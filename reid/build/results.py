@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reid.config import AnyExperiment, Experiment, KeypointExperiment, PANetExperiment
+from reid.config import AnyExperiment, KeypointExperiment
 from reid.evaluation.keypoint_results import KeypointResult, keypoint_rows, planes_table, points_table
 from reid.evaluation.results import RetrievalResult, plain_table, results_table
 
@@ -21,7 +21,7 @@ def read_result(experiment: AnyExperiment, stored: Mapping[str, Any]) -> Result:
     match experiment:
         case KeypointExperiment():
             return KeypointResult.from_json(stored)
-        case Experiment() | PANetExperiment():
+        case _:
             return RetrievalResult.from_json(stored)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from reid.build.data import annotated_rows, open_train_stream
-from reid.config import AnyExperiment, Experiment, KeypointExperiment, PANetExperiment
+from reid.config import AnyExperiment, KeypointExperiment, PANetExperiment, PMNetExperiment
 from reid.data.shard_set import ShardSet
+from reid.data.stream import has_part_boxes
 from reid.models.hourglass import STEM_STRIDE
 from reid.training.schedule import learning_rate_at
 
@@ -48,6 +50,7 @@ def describe_plan(experiment: AnyExperiment, shards: ShardSet, *, device: str, r
         ),
         "learning rate": _learning_rates(experiment),
         "model": _model(experiment),
+        **_parts(experiment, shards),
         "evaluation": f"{_protocol(experiment)} every {evaluation.every_epochs} epoch(s) and at the end, on"
         f" {cluster.evaluation_workers} evaluation worker(s) while training goes on",
     }
@@ -79,7 +82,7 @@ def _batch_parts(experiment: AnyExperiment) -> str:
     match experiment:
         case KeypointExperiment():
             return ""
-        case Experiment() | PANetExperiment():
+        case _:
             plan = experiment.data.plan
             return f"{plan.identities_per_batch} identities x {plan.images_per_identity} images = "
 
@@ -88,7 +91,7 @@ def _protocol(experiment: AnyExperiment) -> str:
     match experiment:
         case KeypointExperiment():
             return "keypoints"
-        case Experiment() | PANetExperiment():
+        case _:
             return experiment.evaluation.protocol
 
 
@@ -104,9 +107,43 @@ def _model(experiment: AnyExperiment) -> str:
     weights = _weights(backbone.weights)
     if isinstance(experiment, PANetExperiment):
         return f"{backbone.name}, {weights}, PANet: identities and masks"
+    if isinstance(experiment, PMNetExperiment):
+        return f"{backbone.name}, {weights}, {_heads(experiment)}"
     if experiment.model.planes is None:
         return f"{backbone.name}, {weights}, no planes: the plain baseline"
     return f"{backbone.name}, {weights}, PPT planes with weights {experiment.loss.planes.plane_weights}"
+
+
+def _heads(experiment: PMNetExperiment) -> str:
+    model, loss = experiment.model, experiment.loss
+    heads = [] if model.global_head is None else ["global head"]
+    if model.part_head is not None:
+        part = model.part_head
+        heads.append(f"{part.num_parts} branches ({part.tasks.replace('_', ' ')}, attention {part.attention.kind})")
+    if model.planes is not None:
+        heads.append(f"PPT planes with weights {loss.planes.plane_weights}")
+    if loss.uncertainty_from_epoch is None:
+        learned = f"fixed {loss.fixed_weights}"
+    else:
+        learned = f"learned from epoch {loss.uncertainty_from_epoch + 1}"
+    return f"PMANet: {', '.join(heads)}; identity weights {learned}"
+
+
+def _parts(experiment: AnyExperiment, shards: ShardSet) -> dict[str, str]:
+    """Where the parts of the training images come from, for runs that look at parts."""
+    if not isinstance(experiment, PMNetExperiment) or not experiment.model.parts_read:
+        return {}
+    rows = shards.index.rows("train")
+    with_boxes = int(np.count_nonzero(has_part_boxes(shards.index, rows)))
+    text = f"{experiment.model.parts_read} boxes each for {with_boxes:,} of {len(rows):,} images"
+    if with_boxes < len(rows):
+        text += (
+            f"; {len(rows) - with_boxes:,} without get uniform stripes (jobs/add_masks.py --panet computes the boxes)"
+        )
+    without_mask = int(np.count_nonzero(shards.index.mask_size[rows] < 0))
+    if without_mask:
+        text += f"; {without_mask:,} have no mask: all of the image counts as vehicle"
+    return {"parts": text}
 
 
 def _weights(source: str | None) -> str:

@@ -5,23 +5,33 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from reid.build.data import open_data, open_train_stream
 from reid.build.initial_weights import load_initial_weights
 from reid.build.run_folder import RunFolder, open_run
-from reid.config import AnyExperiment, Experiment, KeypointExperiment, PANetExperiment, ReidExperiment, digestible
-from reid.contracts import EpochResult, IntervalResult, LossTerms, PANetOutput
+from reid.config import (
+    AnyExperiment,
+    Experiment,
+    KeypointExperiment,
+    PANetExperiment,
+    PMNetExperiment,
+    ReidExperiment,
+    digestible,
+)
+from reid.contracts import Batch, EpochResult, IntervalResult
 from reid.data.shard_set import ShardSet
 from reid.data.stream import TrainStream
 from reid.losses.heat_maps import heat_map_loss
-from reid.losses.panet import PANetLossConfig, panet_loss
+from reid.losses.panet import panet_loss
+from reid.losses.pmnet import pmnet_loss
 from reid.losses.ppt import ppt_loss
 from reid.models.hourglass import Hourglass
 from reid.models.panet import PANet
+from reid.models.pmnet import PMNet
 from reid.models.ppt import PPT
 from reid.process_group import world_size
 from reid.training.checkpoint import CheckpointStore
@@ -30,7 +40,17 @@ from reid.training.loop import fit, no_wish
 from reid.training.optim import build_optimizer, parameter_groups
 from reid.training.randomness import seed_everything
 from reid.training.snapshot import Position, RunDescription, restore_snapshot
-from reid.training.step import TrainingStep, images_only, keypoints_of, labels_and_masks_of, prepare_model
+from reid.training.step import (
+    Objective,
+    TrainingStep,
+    images_and_keypoints,
+    images_and_parts,
+    images_only,
+    keypoints_of,
+    labels_and_masks_of,
+    labels_of,
+    prepare_model,
+)
 from reid.training.workers import Wish, mean_over_workers, rank, refuse_disagreement, share_text
 
 logger = logging.getLogger(__name__)
@@ -73,8 +93,8 @@ class Training:
         )
 
 
-ReidModel = PPT | PANet
-"""A network with `embed`, `feature_map` and a `neck`: what retrieval needs, whatever else it learns."""
+ReidModel = PPT | PANet | PMNet
+"""A network with `embed`, `feature_map` and `pooling`: what retrieval needs, whatever else it learns."""
 
 
 def build_model(experiment: ReidExperiment, num_classes: int, *, pretrained: bool = True) -> ReidModel:
@@ -93,6 +113,8 @@ def build_model(experiment: ReidExperiment, num_classes: int, *, pretrained: boo
             return PPT(model.model_copy(update={"backbone": backbone}), num_classes)
         case PANetExperiment(model=model):
             return PANet(model.model_copy(update={"backbone": backbone}), num_classes)
+        case PMNetExperiment(model=model):
+            return PMNet(model.model_copy(update={"backbone": backbone}), num_classes)
 
 
 def describe_run(experiment: AnyExperiment, data_hash: str) -> RunDescription:
@@ -117,32 +139,40 @@ def build_step(
     """
     training = experiment.training
     seed_everything(experiment.seed)
-
-    def prepared(model: nn.Module) -> tuple[nn.Module, torch.optim.Optimizer]:
-        model = prepare_model(model, training.step, device)
-        return model, build_optimizer(parameter_groups(model, training.optimizer), training.optimizer)
-
+    inputs: Callable[[Batch], tuple[Any, ...]]
+    targets: Callable[[Batch], Any] = labels_of
+    model: nn.Module
     match experiment:
-        case KeypointExperiment(loss=loss):
-            hourglass = Hourglass(experiment.model)
+        case KeypointExperiment():
+            model = Hourglass(experiment.model)
             if pretrained:
-                load_initial_weights(hourglass)
-            model, optimizer = prepared(hourglass)
-            objective = partial(heat_map_loss, config=loss)
-            return TrainingStep(model, objective, optimizer, training.step, inputs=images_only, targets=keypoints_of)
-        case PANetExperiment(loss=loss):
-            model, optimizer = prepared(build_model(experiment, num_classes, pretrained=pretrained))
-            objective = partial(_panet_objective, config=loss)
-            return TrainingStep(
-                model, objective, optimizer, training.step, inputs=images_only, targets=labels_and_masks_of
-            )
+                load_initial_weights(model)
+            inputs, targets = images_only, keypoints_of
+        case PANetExperiment():
+            model = build_model(experiment, num_classes, pretrained=pretrained)
+            inputs, targets = images_only, labels_and_masks_of
+        case PMNetExperiment():
+            model = build_model(experiment, num_classes, pretrained=pretrained)
+            inputs = images_and_parts
         case Experiment():
-            model, optimizer = prepared(build_model(experiment, num_classes, pretrained=pretrained))
-            return TrainingStep(model, partial(ppt_loss, config=experiment.loss), optimizer, training.step)
+            model = build_model(experiment, num_classes, pretrained=pretrained)
+            inputs = images_and_keypoints
+    model = prepare_model(model, training.step, device)
+    optimizer = build_optimizer(parameter_groups(model, training.optimizer), training.optimizer)
+    return TrainingStep(model, _objective(experiment), optimizer, training.step, inputs=inputs, targets=targets)
 
 
-def _panet_objective(output: PANetOutput, targets: tuple[Tensor, Tensor], config: PANetLossConfig) -> LossTerms:
-    return panet_loss(output, *targets, config)
+def _objective(experiment: AnyExperiment) -> Objective:
+    """The loss of a run, which may change with the epoch."""
+    match experiment:
+        case KeypointExperiment(loss=heat_maps):
+            return lambda output, keypoints, epoch: heat_map_loss(output, keypoints, heat_maps)
+        case PANetExperiment(loss=panet):
+            return lambda output, targets, epoch: panet_loss(output, targets[0], targets[1], panet)
+        case PMNetExperiment(loss=pmnet):
+            return lambda output, labels, epoch: pmnet_loss(output, labels, pmnet, epoch)
+        case Experiment(loss=ppt):
+            return lambda output, labels, epoch: ppt_loss(output, labels, ppt)
 
 
 def build_training(experiment: AnyExperiment, device: torch.device, *, resume_anyway: bool = False) -> Training:

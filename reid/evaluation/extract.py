@@ -14,8 +14,9 @@ from torch import Tensor
 from reid.contracts import Batch, Embeddings
 from reid.evaluation.distances import normalised
 
-Embed = Callable[[Tensor], Tensor]
-"""(B, 3, H, W) uint8 RGB -> (B, D) features of any length, such as `PPT.embed`."""
+Embed = Callable[..., Tensor]
+"""(B, 3, H, W) uint8 RGB -> (B, D) features of any length, such as `PPT.embed`. Batches with part boxes also give masks
+(B, 1, H, W) and boxes (B, K, 4), as `PMNet.embed` takes them."""
 
 
 def extract_features(
@@ -49,10 +50,10 @@ def extract_features(
     num_images = 0
     with torch.inference_mode(), autocast:
         for batch in batches:
-            images = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)
-            values = _unit(embed(images))
+            inputs = _inputs(batch.to(device, non_blocking=True))
+            values = _unit(embed(*inputs))
             if flip:
-                values = _unit(values + _unit(embed(images.flip(3))))
+                values = _unit(values + _unit(embed(*_mirrored(inputs))))
             samples = batch.samples.numpy().astype(np.int64)
             features.append(_checked(values.cpu().numpy(), samples))
             rows.append(samples)
@@ -109,6 +110,23 @@ def select_embeddings(embeddings: Embeddings, rows: NDArray[np.int64]) -> Embedd
         camera_ids=embeddings.camera_ids[found],
         samples=embeddings.samples[found],
     )
+
+
+def _inputs(batch: Batch) -> tuple[Tensor, ...]:
+    if batch.boxes is None:
+        return (batch.images,)
+    assert batch.masks is not None, "delivered together with boxes"
+    return batch.images, batch.masks, batch.boxes
+
+
+def _mirrored(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Images, masks and boxes left-right flipped; each part keeps its place."""
+    images, *parts = inputs
+    if not parts:
+        return (images.flip(3),)
+    masks, boxes = parts
+    left, top, right, bottom = boxes.unbind(-1)
+    return images.flip(3), masks.flip(3), torch.stack((1 - right, top, 1 - left, bottom), dim=-1)
 
 
 def _unit(values: Tensor) -> Tensor:

@@ -56,6 +56,9 @@ class EvaluationConfig(Settings):
     """Arithmetic of the network while embedding; distances are float32 always."""
     flip: bool = False
     """Average the features of each image and its mirror image (twice the time)."""
+    partial_tasks: bool = False
+    """PMANet only: h joins f_g and g in the retrieval feature, which takes masks and boxes of test images. False: the
+    paper's PMANet with a small circle, which needs no PANet at test time."""
     memory_budget_mb: int = Field(1024, ge=64)
     """Megabytes (2**20 bytes) for blocks of distances and their ranking, beside the features themselves."""
     trapezoid_ap: bool = False

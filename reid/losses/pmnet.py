@@ -1,5 +1,7 @@
 """PMNet's whole loss: five identity losses with learned weights, three triplets and part transfer, in float32.
 
+In the combination of both methods also PPT's loss of the planes.
+
 Every term is that of the global batch: the workers exchange features, distances and the five values of the identity
 losses, and all hold the same total.
 """
@@ -18,6 +20,7 @@ from reid.losses.global_batch import gather, gather_with_gradient
 from reid.losses.identity import identity_loss
 from reid.losses.precision import at_least_float32
 from reid.losses.triplet import triplet_loss
+from reid.losses.visible_triplet import VisibleTripletConfig, planes_loss
 
 IdentityLoss = Literal["global", "main_sum", "partial_sum", "main", "partial"]
 TripletLoss = Literal["global", "main", "partial"]
@@ -47,6 +50,10 @@ class PMNetLossConfig(Settings):
     """Gamma of Eq. 3: mean distance of g and h, both of length 1, that costs nothing."""
     part_transfer_weight: float = Field(default=1.0, ge=0)
     """Weight of the part transfer loss; 0 turns it off (Table V)."""
+    planes_weight: float = Field(default=1.0, ge=0)
+    """Weight of PPT's local loss; no effect when the model's planes are off."""
+    planes: VisibleTripletConfig = VisibleTripletConfig()
+    """PPT's local loss, for the combination of both methods."""
     part_transfer_moves: Literal["both", "main"] = "both"
     """both: main and partial tasks pull each other closer, as the paper says. main: the partial tasks teach and do not
     give way."""
@@ -95,9 +102,10 @@ def pmnet_loss(output: PMNetOutput, labels: Tensor, config: PMNetLossConfig, epo
         epoch: Being trained, 0-based; decides between fixed and learned weights, see `fixed_weights_at`.
 
     Returns:
-        `total` in float32 (float64 for float64 input), the unweighted parts "identity/<name>", "triplet/<name>" and
-        "part_transfer" (behind the hinge), all of the global batch; as statistics the weights of the identity losses,
-        "weight/<name>", the share of valid anchors, "valid_anchors/<name>", and "part_distance", the mean distance
+        `total` in float32 (float64 for float64 input), the unweighted parts "identity/<name>", "triplet/<name>",
+        "part_transfer" (behind the hinge) and "planes" (the combination with PPT), all of the global batch; as
+        statistics the weights of the identity losses, "weight/<name>", the share of valid anchors,
+        "valid_anchors/<name or plane>", and "part_distance", the mean distance
         between g and h before the hinge.
 
     Raises:
@@ -136,12 +144,20 @@ def pmnet_loss(output: PMNetOutput, labels: Tensor, config: PMNetLossConfig, epo
             terms.append(config.part_transfer_weight * transfer)
             parts["part_transfer"] = transfer.detach()
             statistics["part_distance"] = distance.detach()
+        if output.plane_features is not None:
+            assert output.plane_visible is not None
+            planes, anchor_shares = planes_loss(output.plane_features, output.plane_visible, labels, config.planes)
+            terms.append(config.planes_weight * planes)
+            parts["planes"] = planes.detach()
+            statistics |= anchor_shares
         if not terms:
             raise ValueError(
                 f"no loss is left: identity_losses {list(config.identity_losses)} and triplet_losses"
                 f" {list(config.triplet_losses)} name no head that the model has"
             )
-        return LossTerms(total=torch.stack(terms).sum(), parts=parts, statistics=statistics)
+        # Classifiers that no loss uses have a gradient, of 0: workers that average gradients wait for all of them.
+        unused = sum((0 * rows.sum() for rows in _unused_logits(output, config)), start=torch.zeros_like(terms[0]))
+        return LossTerms(total=torch.stack(terms).sum() + unused, parts=parts, statistics=statistics)
 
 
 def uncertainty_weighted(losses: Tensor, log_variances: Tensor) -> tuple[Tensor, Tensor]:
@@ -190,6 +206,17 @@ def _features(output: PMNetOutput) -> dict[str, Tensor]:
     if output.partial is not None:
         found["partial"] = at_least_float32(output.partial.features).flatten(1)
     return found
+
+
+def _unused_logits(output: PMNetOutput, config: PMNetLossConfig) -> list[Tensor]:
+    """Logits of the classifiers whose identity loss is not taken."""
+    found: dict[str, Tensor] = {}
+    if output.logits is not None:
+        found["global"] = output.logits
+    for name, task in (("main", output.main), ("partial", output.partial)):
+        if task is not None:
+            found |= {f"{name}_sum": task.logits, name: task.joined_logits}
+    return [logits for name, logits in found.items() if name not in config.identity_losses]
 
 
 def _logits(output: PMNetOutput, config: PMNetLossConfig) -> dict[str, Tensor]:

@@ -9,12 +9,11 @@ from pydantic import Field
 from torch import Tensor
 
 from reid.contracts import LossTerms, PPTOutput, Settings
-from reid.keypoints import PLANE_NAMES
 from reid.losses.global_batch import gather, gather_with_gradient
 from reid.losses.identity import identity_loss
 from reid.losses.precision import at_least_float32
 from reid.losses.triplet import triplet_loss
-from reid.losses.visible_triplet import VisibleTripletConfig, visible_triplet_loss
+from reid.losses.visible_triplet import VisibleTripletConfig, planes_loss
 
 
 class PPTLossConfig(Settings):
@@ -51,24 +50,17 @@ def ppt_loss(output: PPTOutput, labels: Tensor, config: PPTLossConfig) -> LossTe
         "valid_anchors/<plane>".
     """
     with torch.autocast(output.features.device.type, enabled=False):
-        all_labels = gather(labels)
         identity = identity_loss(output.logits, labels, config.label_smoothing)
-        triplet, anchors = triplet_loss(_gathered(output.features), all_labels, config.triplet_margin)
+        # Cast before the gather: not every backend sends 16-bit floats, and the amounts are small.
+        features = gather_with_gradient(at_least_float32(output.features))
+        triplet, anchors = triplet_loss(features, gather(labels), config.triplet_margin)
         total = config.identity_weight * identity + config.triplet_weight * triplet
         parts = {"identity": identity.detach(), "triplet": triplet.detach()}
         statistics = {"valid_anchors/global": anchors.float().mean()}
         if output.plane_features is not None:
             assert output.plane_visible is not None
-            planes, plane_anchors = visible_triplet_loss(
-                _gathered(output.plane_features), gather(output.plane_visible), all_labels, config.planes
-            )
+            planes, anchor_shares = planes_loss(output.plane_features, output.plane_visible, labels, config.planes)
             total = total + config.planes_weight * planes
             parts["planes"] = planes.detach()
-            shares = plane_anchors.float().mean(0)
-            statistics |= {f"valid_anchors/{name}": share for name, share in zip(PLANE_NAMES, shares, strict=True)}
+            statistics |= anchor_shares
         return LossTerms(total=total, parts=parts, statistics=statistics)
-
-
-def _gathered(features: Tensor) -> Tensor:
-    # Cast before the gather: not every backend sends 16-bit floats, and the amounts are small.
-    return gather_with_gradient(at_least_float32(features))

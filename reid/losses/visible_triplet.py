@@ -10,6 +10,7 @@ from torch import Tensor
 
 from reid.contracts import Settings
 from reid.keypoints import PLANE_NAMES
+from reid.losses.global_batch import gather, gather_with_gradient
 from reid.losses.precision import at_least_float32
 from reid.losses.triplet import grouped_triplet_loss
 
@@ -63,6 +64,27 @@ def visible_triplet_loss(
         )
         weights = torch.tensor(config.plane_weights, dtype=losses.dtype, device=losses.device)
         return (weights * losses).sum(), valid.T
+
+
+def planes_loss(
+    plane_features: Tensor, plane_visible: Tensor, labels: Tensor, config: VisibleTripletConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`visible_triplet_loss` over the images of all workers together.
+
+    Args:
+        plane_features: (B, 4, D) of this worker's images, any floating dtype.
+        plane_visible: (B, 4) bool.
+        labels: (B,) int64.
+        config: Margin, weights, reduction.
+
+    Returns:
+        The loss, and the share of valid anchors of each plane as "valid_anchors/<plane>".
+    """
+    # Cast before the gather: not every backend sends 16-bit floats, and the amounts are small.
+    features = gather_with_gradient(at_least_float32(plane_features))
+    loss, anchors = visible_triplet_loss(features, gather(plane_visible), gather(labels), config)
+    shares = anchors.float().mean(0)
+    return loss, {f"valid_anchors/{name}": share for name, share in zip(PLANE_NAMES, shares, strict=True)}
 
 
 def normalise(features: Tensor) -> Tensor:

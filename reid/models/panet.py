@@ -65,6 +65,11 @@ class PANet(nn.Module):
         self.normalise_pixels = PixelNormalization()
 
     @property
+    def pooling(self) -> nn.Module:
+        """(B, C, h, w) -> (B, C), of the feature map."""
+        return self.neck.pooling
+
+    @property
     def feature_dim(self) -> int:
         """Length of a retrieval feature, and number of attention maps."""
         return self.backbone.feature_dim

@@ -264,6 +264,24 @@ def fold_weights(
     return weights.mT
 
 
+def average_planes(maps: Tensor, planes: Planes, height: int, width: int, config: PlaneConfig) -> Tensor:
+    """Average of each warped plane, through folded weights.
+
+    Args:
+        maps: (B, C, h, w) feature maps.
+        planes: Of the same images.
+        height: Of the images in pixels.
+        width: Likewise.
+        config: For the target grid.
+
+    Returns:
+        (B, 4, C) in the dtype of `maps`, 0 where a plane is invisible.
+    """
+    weights = fold_weights(planes, height, width, maps.shape[2], maps.shape[3], config).to(maps.dtype)
+    # (B, 4, cells) @ (B, cells, C): with channels_last maps neither operand nor gradient is copied.
+    return torch.bmm(weights.mT, maps.flatten(2).mT)
+
+
 def _hat_weights(positions: Tensor, image_size: int, map_size: int) -> Tensor:
     """Linear interpolation coefficients (..., map_size) float32 at image positions (...) along one axis."""
     stride = image_size / map_size

@@ -1,6 +1,7 @@
 """The network of PMNet: a global head and a part head on one trunk, for retrieval by one weighted vector.
 
 images --normalise--> conv1 .. conv4 --> conv5 --> convolution --> pooling, BNNeck, classifier          f_g
+                                    |          |-> PPT's planes (combination, training only)
                                     |--> conv5 --> K branches --> main tasks on the whole map           g
                                                               |-> partial tasks on the parts of PANet   h
 """
@@ -21,6 +22,7 @@ from reid.models.backbone import BackboneConfig, build_backbone, split_last_stag
 from reid.models.convolution import convolution_block
 from reid.models.neck import FeatureNeck, NeckConfig, build_pooling
 from reid.models.part_head import PartHead, PartHeadConfig
+from reid.models.perspective import PlaneConfig, average_planes, find_planes
 from reid.models.pixels import PixelNormalization
 
 Weight = Annotated[float, Field(gt=0)]
@@ -44,6 +46,9 @@ class PMNetConfig(Settings):
     """null: off (Table III)."""
     part_head: PartHeadConfig | None = PartHeadConfig()
     """null: off (Table III), which leaves a plain baseline."""
+    planes: PlaneConfig | None = None
+    """PPT's local branch on the global head's last stage, in training only: the combination that neither paper has.
+    null: off, as in PMANet."""
     learned_loss_weights: bool = True
     """The model has the log variances that weigh the identity losses (HUL); false: the loss has fixed weights."""
     retrieval_weights: tuple[Weight, Weight, Weight] | None = None
@@ -54,7 +59,14 @@ class PMNetConfig(Settings):
     def _needs_a_head(self) -> Self:
         if self.global_head is None and self.part_head is None:
             raise ValueError("global_head and part_head are both null: at least one is needed")
+        if self.planes is not None and self.global_head is None:
+            raise ValueError("planes are compared on the global head's map, but global_head is null: set one of them")
         return self
+
+    @property
+    def parts_read(self) -> int:
+        """Part boxes of each image that training takes; 0: neither boxes nor masks."""
+        return 0 if self.part_head is None or self.part_head.tasks == "main" else self.part_head.num_parts
 
 
 class PMNet(nn.Module):
@@ -110,9 +122,15 @@ class PMNet(nn.Module):
     @property
     def needs_parts(self) -> bool:
         """Training takes masks and boxes."""
-        return self.config.part_head is not None and self.config.part_head.tasks != "main"
+        return self.config.parts_read > 0
 
-    def forward(self, images: Tensor, masks: Tensor | None = None, boxes: Tensor | None = None) -> PMNetOutput:
+    def forward(
+        self,
+        images: Tensor,
+        masks: Tensor | None = None,
+        boxes: Tensor | None = None,
+        keypoints: Tensor | None = None,
+    ) -> PMNetOutput:
         """What the losses need.
 
         Args:
@@ -120,24 +138,39 @@ class PMNet(nn.Module):
             masks: (B, 1, H, W) 0/1 vehicle foreground.
             boxes: (B, K, 4) floating: left, top, right, bottom of each part as shares 0..1 of width and height, branch
                 k's part always at place k.
+            keypoints: (B, 20, 3) x, y in pixels of `images` and visibility, for the planes; None: no plane features.
 
         Returns:
-            Features and logits of every head and task that is on.
+            Features and logits of every head and task that is on, and of the planes where they are.
 
         Raises:
             ValueError: When partial tasks are on and masks or boxes are missing or do not fit, or are off and they are
                 given.
         """
         self._check_parts(masks, boxes, needed=self.needs_parts)
+        height, width = images.shape[2:]
+        planes = plane_features = None
+        if self.config.planes is not None and keypoints is not None:
+            # Before the backbone, as in PPT.
+            planes = find_planes(keypoints, height, width, self.config.planes)
         maps = self._trunk_map(images)
         features = logits = main = partial = None
         if self.global_stage is not None:
-            features = self.pooling(self._global_map(maps))
+            stage = self.global_stage(maps)
+            features = self.pooling(self.global_convolution(stage))
             logits = self.global_neck(features)
+            if planes is not None and self.config.planes is not None:
+                plane_features = average_planes(stage, planes, height, width, self.config.planes)
         if self.part_stage is not None:
             main, partial = self.part_head(self.part_stage(maps), self.pooling, masks, boxes)
         return PMNetOutput(
-            features=features, logits=logits, main=main, partial=partial, log_variances=self.log_variances
+            features=features,
+            logits=logits,
+            main=main,
+            partial=partial,
+            log_variances=self.log_variances,
+            plane_features=plane_features,
+            plane_visible=None if planes is None else planes.visible,
         )
 
     def feature_map(self, images: Tensor) -> Tensor:

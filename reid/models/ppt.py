@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reid.contracts import PPTOutput, Settings
 from reid.models.backbone import BackboneConfig, build_backbone
 from reid.models.neck import Neck, NeckConfig
-from reid.models.perspective import PlaneConfig, Planes, find_planes, fold_weights
+from reid.models.perspective import PlaneConfig, average_planes, find_planes
 from reid.models.pixels import PixelNormalization
 
 
@@ -53,6 +52,11 @@ class PPT(nn.Module):
         self.normalise_pixels = PixelNormalization()
 
     @property
+    def pooling(self) -> nn.Module:
+        """(B, C, h, w) -> (B, C), of the feature map."""
+        return self.neck.pooling
+
+    @property
     def feature_dim(self) -> int:
         """Length of a retrieval feature."""
         return self.backbone.feature_dim
@@ -67,15 +71,14 @@ class PPT(nn.Module):
         Returns:
             Features and logits; plane features when the branch is on and keypoints are given.
         """
-        planes = None
+        planes = plane_features = None
         if self.plane_config is not None and keypoints is not None:
             # Before the backbone: on a GPU the few synchronising steps find an empty queue here.
             planes = find_planes(keypoints, images.shape[2], images.shape[3], self.plane_config)
         maps = self.feature_map(images)
         features, logits = self.neck(maps)
-        plane_features = None
-        if planes is not None:
-            plane_features = self._plane_features(maps, planes, images.shape[2], images.shape[3])
+        if planes is not None and self.plane_config is not None:
+            plane_features = average_planes(maps, planes, images.shape[2], images.shape[3], self.plane_config)
         return PPTOutput(
             features=features,
             logits=logits,
@@ -101,10 +104,3 @@ class PPT(nn.Module):
         if self.training:
             raise ValueError("embed: the model is in training mode; call model.eval() first")
         return F.normalize(self.neck.embed(self.feature_map(images)).float())
-
-    def _plane_features(self, maps: Tensor, planes: Planes, height: int, width: int) -> Tensor:
-        """(B, C, h, w) -> (B, 4, C): average of each warped plane, 0 where invisible."""
-        assert self.plane_config is not None
-        weights = fold_weights(planes, height, width, maps.shape[2], maps.shape[3], self.plane_config).to(maps.dtype)
-        # (B, 4, cells) @ (B, cells, C): with channels_last maps neither operand nor gradient is copied.
-        return torch.bmm(weights.mT, maps.flatten(2).mT)

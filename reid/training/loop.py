@@ -232,7 +232,7 @@ def _train_one(
     parts: _Parts, batch: Batch, position: Position, group_size: int, closes_group: bool
 ) -> dict[str, Tensor]:
     try:
-        return parts.step.train_batch(batch, group_size=group_size, closes_group=closes_group)
+        return parts.step.train_batch(batch, epoch=position.epoch, group_size=group_size, closes_group=closes_group)
     except NonFiniteLossError as error:
         _write_report(parts, position, error)
         raise

@@ -18,6 +18,8 @@ from reid.contracts import Settings
 logger = logging.getLogger(__name__)
 
 _TORCH_SQUARE_DECAY: Final = 0.99
+_LOSS_WEIGHTS: Final = "log_variances"
+"""Name of the parameter, wherever in a model, that weighs losses (PMANet, Eq. 7)."""
 
 
 class OptimizerConfig(Settings):
@@ -39,6 +41,9 @@ class OptimizerConfig(Settings):
     too."""
     decay_norm_and_bias: bool = True
     """Weight decay on batch-norm parameters and biases too. The paper is silent; its baseline decays everything."""
+    loss_weight_rate: float = Field(default=1.0, gt=0)
+    """Rate of learned loss weights (PMANet's log variances) as a multiple of `learning_rate`. Adam moves each by about
+    its rate a step, so short runs need a larger one to get anywhere."""
     backend: Literal["torch", "apex", "auto"] = "torch"
     """torch: the fused kernel where there is one. apex: NVIDIA's fused optimisers (CUDA only), refused where missing.
     auto: apex where it is usable, else torch. With float32 weights the numbers are alike, the states of the two are not
@@ -61,19 +66,26 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     """The trainable parameters of a model as groups for `build_optimizer`.
 
     One group by default; with `decay_norm_and_bias: false` the vectors and scalars (batch norm, biases) form a second
-    one without weight decay.
+    one without weight decay. Learned loss weights are always the last group, never decayed, at a rate of their own.
 
     Raises:
-        ValueError: When nothing is trainable.
+        ValueError: When nothing is trainable, or loss weights have a rate but are not learned.
     """
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not trainable:
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if not named:
         raise ValueError("the model has no trainable parameters: everything is frozen")
-    if config.decay_norm_and_bias:
-        return [{"params": trainable}]
-    decayed = [parameter for parameter in trainable if parameter.ndim > 1]
-    plain = [parameter for parameter in trainable if parameter.ndim <= 1]
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+    loss_weights = [parameter for name, parameter in named if name.rpartition(".")[2] == _LOSS_WEIGHTS]
+    trainable = [parameter for name, parameter in named if name.rpartition(".")[2] != _LOSS_WEIGHTS]
+    if not loss_weights and config.loss_weight_rate != 1.0:
+        raise ValueError(
+            f"optimizer.loss_weight_rate is {config.loss_weight_rate:g}, but this run learns no loss weights: remove it"
+        )
+    groups: list[dict[str, Any]] = [{"params": trainable}]
+    if not config.decay_norm_and_bias:
+        decayed = [parameter for parameter in trainable if parameter.ndim > 1]
+        plain = [parameter for parameter in trainable if parameter.ndim <= 1]
+        groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+    groups.append({"params": loss_weights, "weight_decay": 0.0, "lr": config.learning_rate * config.loss_weight_rate})
     return [group for group in groups if group["params"]]
 
 

@@ -48,6 +48,10 @@ class NonFiniteLossError(RuntimeError):
         self.report = report
 
 
+Objective = Callable[[Any, Any, int], LossTerms]
+"""`(model output, targets, epoch) -> LossTerms`; the epoch being trained is 0-based."""
+
+
 def images_and_keypoints(batch: Batch) -> tuple[Any, ...]:
     """What PPT's network takes of a batch."""
     return (batch.images, batch.keypoints)
@@ -56,6 +60,11 @@ def images_and_keypoints(batch: Batch) -> tuple[Any, ...]:
 def images_only(batch: Batch) -> tuple[Any, ...]:
     """What the keypoint detector takes of a batch."""
     return (batch.images,)
+
+
+def images_and_parts(batch: Batch) -> tuple[Any, ...]:
+    """What PMNet's network takes of a batch; masks and boxes are there when its partial tasks need them."""
+    return (batch.images, batch.masks, batch.boxes, batch.keypoints)
 
 
 def labels_of(batch: Batch) -> Tensor:
@@ -142,7 +151,7 @@ class TrainingStep:
     def __init__(
         self,
         model: nn.Module,
-        objective: Callable[[Any, Tensor], LossTerms],
+        objective: Objective,
         optimizer: torch.optim.Optimizer,
         config: StepConfig,
         *,
@@ -153,8 +162,8 @@ class TrainingStep:
 
         Args:
             model: As `prepare_model` returns it.
-            objective: `(model output, targets) -> LossTerms`; learnable loss weights belong into the model, where their
-                gradients are averaged over the workers.
+            objective: The loss; learnable loss weights belong into the model, where their gradients are averaged over
+                the workers.
             optimizer: Over the model's parameters.
             config: Precision, accumulation, clipping.
             inputs: The arguments of the model's forward pass, taken from a batch on the device.
@@ -196,11 +205,14 @@ class TrainingStep:
         assert isinstance(bare, nn.Module)
         return bare
 
-    def train_batch(self, batch: Batch, *, group_size: int = 1, closes_group: bool = True) -> dict[str, Tensor]:
+    def train_batch(
+        self, batch: Batch, *, epoch: int = 0, group_size: int = 1, closes_group: bool = True
+    ) -> dict[str, Tensor]:
         """Learn from one batch.
 
         Args:
             batch: This worker's images, on the processor or the device.
+            epoch: Being trained, 0-based, for objectives that change on the way.
             group_size: Number of batches that share one update.
             closes_group: Whether this is the last of them: then the update happens.
 
@@ -215,7 +227,7 @@ class TrainingStep:
         with self._gradients_stay_local(closes_group):
             with torch.autocast(self.device.type, self._autocast_dtype, enabled=self._autocast_dtype is not None):
                 output = self.model(*self.inputs(batch))
-            terms = self.objective(output, self.targets(batch))
+            terms = self.objective(output, self.targets(batch), epoch)
             loss = terms.total * torch.where(torch.isfinite(terms.total.detach()), 1.0 / group_size, float("nan"))
             (loss if self.scaler is None else self.scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
         metrics = {"loss": terms.total.detach()}

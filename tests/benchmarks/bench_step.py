@@ -1,16 +1,21 @@
-"""A training step: ours against a bare PyTorch loop of the same network, and what PPT's local branch adds.
+"""A training step: ours against a bare PyTorch loop of the same network, and what PPT's and PMANet's parts add.
 
-Four variants on the same images, in an order shuffled each round, so that other load hits all of them equally:
+Variants on the same images, in an order shuffled each round, so that other load hits all of them equally:
 
     bare      torchvision's ResNet (last stride 1), pooling, batch norm, classifier, cross-entropy, Adam: a plain loop
     baseline  our PPT network with the local branch off, and its loss (identity + batch-hard triplet)
     control   the baseline once more: how far its ratio to the baseline is from 1 is what this machine can resolve
     ppt       the same with the local branch on, keypoints that show three planes of each vehicle
+    pmanet    our PMNet network and its loss: two last stages, three branches of main and partial tasks
+    combined  the same with PPT's planes on its global head
 
-All with autocast, channels_last and the same optimiser. The figures are ratios within each round.
+All with autocast, channels_last and the same optimiser. The figures are ratios within each round. "kept_megabytes" is
+what the forward pass keeps for the backward pass (activations, each storage once, weights left out): the memory that
+grows with the batch.
 
     python -m tests.benchmarks.bench_step --backbone resnet50 --size 256 --batch 16
     python -m tests.benchmarks.bench_step --backbone resnet18 --size 128 --batch 64
+    python -m tests.benchmarks.bench_step --backbone resnet50 --size 256 --batch 8 --variants baseline pmanet combined
     python -m tests.benchmarks.bench_step --device cuda --backbone resnet50 --size 256 --batch 512 --peak-teraflops 989
 """
 
@@ -29,13 +34,20 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from reid.losses.pmnet import PMNetLossConfig, pmnet_loss
 from reid.losses.ppt import PPTLossConfig, ppt_loss
+from reid.models.pmnet import PMNet, PMNetConfig
 from reid.models.ppt import PPT, PPTConfig
+from reid.parts import uniform_stripes
 from reid.training.step import StepConfig, resolve_precision
 from tests.benchmarks.machine import summary, write_result
 
 NUM_CLASSES = 576
-VARIANTS = ("bare", "baseline", "control", "ppt")
+VARIANTS = ("bare", "baseline", "control", "ppt", "pmanet", "combined")
+RATIOS = (
+    ("baseline", "bare"), ("control", "baseline"), ("ppt", "baseline"), ("pmanet", "baseline"), ("combined", "pmanet"),
+)  # fmt: skip
+NUM_PARTS = 3
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}
 
 
@@ -85,7 +97,11 @@ def training_steps(options: argparse.Namespace) -> dict[str, Callable[[], None]]
     keypoints = keypoints_of_three_planes(options.batch, options.size).to(device)
     dtype = PRECISIONS[options.precision]
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-    loss_config = PPTLossConfig()
+    loss_config, parts_loss_config = PPTLossConfig(), PMNetLossConfig()
+    masks = torch.zeros(options.batch, 1, options.size, options.size, dtype=torch.uint8)
+    masks[:, :, options.size // 8 :, options.size // 8 : -options.size // 8] = 1
+    masks = masks.to(device)
+    boxes = torch.from_numpy(uniform_stripes(NUM_PARTS)).float().expand(options.batch, -1, -1).to(device)
 
     def prepared(model: nn.Module) -> tuple[nn.Module, torch.optim.Optimizer, torch.amp.GradScaler]:
         model = model.to(device, memory_format=torch.channels_last)
@@ -121,14 +137,46 @@ def training_steps(options: argparse.Namespace) -> dict[str, Callable[[], None]]
 
         return step
 
+    def part_step_of(config: PMNetConfig) -> Callable[[], None]:
+        torch.manual_seed(0)
+        model, optimizer, scaler = prepared(PMNet(config, NUM_CLASSES))
+
+        def step() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            with autocast:
+                output = model(images, masks, boxes, keypoints)
+            loss = pmnet_loss(output, labels, parts_loss_config, 0).total
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+
+        return step
+
     backbone = {"name": options.backbone}
     steps = {
-        "bare": bare_step,
-        "baseline": step_of(PPTConfig.model_validate({"backbone": backbone, "planes": None})),
-        "control": step_of(PPTConfig.model_validate({"backbone": backbone, "planes": None})),
-        "ppt": step_of(PPTConfig.model_validate({"backbone": backbone})),
+        "bare": lambda: bare_step,
+        "baseline": lambda: step_of(PPTConfig.model_validate({"backbone": backbone, "planes": None})),
+        "control": lambda: step_of(PPTConfig.model_validate({"backbone": backbone, "planes": None})),
+        "ppt": lambda: step_of(PPTConfig.model_validate({"backbone": backbone})),
+        "pmanet": lambda: part_step_of(PMNetConfig.model_validate({"backbone": backbone})),
+        "combined": lambda: part_step_of(PMNetConfig.model_validate({"backbone": backbone, "planes": {}})),
     }
-    return {name: steps[name] for name in options.variants}
+    return {name: steps[name]() for name in options.variants}
+
+
+def kept_bytes(step: Callable[[], None]) -> int:
+    """What one step's forward pass keeps for its backward pass, each storage once, parameters left out."""
+    storages: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        step()
+    return sum(storages.values())
 
 
 def floating_point_operations(name: str, size: int) -> int:
@@ -186,11 +234,12 @@ def main() -> None:
             "images_per_second": round(options.batch / timing.median, 2),
             "teraflops": round(operations * options.batch / timing.median / 1e12, 4),
         }
+        row["kept_megabytes"] = round(kept_bytes(steps[name]) / 1e6, 1)
         if options.peak_teraflops:
             row["share_of_peak"] = round(row["teraflops"] / options.peak_teraflops, 4)
         result[name] = row
         print(f"{name:9s} " + "  ".join(f"{key} {value}" for key, value in row.items()))
-    for name, reference in (("baseline", "bare"), ("control", "baseline"), ("ppt", "baseline")):
+    for name, reference in RATIOS:
         if name in seconds and reference in seconds:
             ratios = [a / b for a, b in zip(seconds[name], seconds[reference], strict=True)]
             result[f"{name}_over_{reference}"] = {

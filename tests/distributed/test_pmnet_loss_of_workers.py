@@ -27,9 +27,10 @@ class _SmallModel(nn.Module):
         self.branches = nn.ModuleList(nn.Linear(8, PARTS * CHANNELS) for _ in range(2))
         self.classifiers = nn.ModuleList(nn.Linear(CHANNELS, CLASSES, bias=False) for _ in range(2))
         self.joined = nn.ModuleList(nn.Linear(PARTS * CHANNELS, CLASSES, bias=False) for _ in range(2))
+        self.planes = nn.Linear(8, 4 * CHANNELS)
         self.log_variances = nn.Parameter(torch.tensor(LOG_VARIANCES))
 
-    def forward(self, images: torch.Tensor) -> PMNetOutput:
+    def forward(self, images: torch.Tensor, visible: torch.Tensor) -> PMNetOutput:
         features = torch.tanh(self.convolution(images)).mean((2, 3))
         tasks = []
         for branch, classifier, joined in zip(self.branches, self.classifiers, self.joined, strict=True):
@@ -43,6 +44,8 @@ class _SmallModel(nn.Module):
             main=tasks[0],
             partial=tasks[1],
             log_variances=self.log_variances,
+            plane_features=self.planes(features).view(-1, 4, CHANNELS),
+            plane_visible=visible,
         )
 
 
@@ -54,9 +57,10 @@ def _loss_and_gradients(rank: int, world_size: int, margin: float) -> tuple[dict
     torch.manual_seed(0)
     model = _SmallModel().double()
     images = torch.randn(BATCH, 3, 6, 6, dtype=torch.float64)
+    visible = torch.rand(BATCH, 4) < 0.8
     labels = torch.tensor([0, 1, 2, 3] * 3)
     own = slice(rank * BATCH // world_size, (rank + 1) * BATCH // world_size)
-    terms = pmnet_loss(model(images[own]), labels[own], _config(margin), epoch=0)
+    terms = pmnet_loss(model(images[own], visible[own]), labels[own], _config(margin), epoch=0)
     terms.total.backward()
     return values_of(terms), averaged_gradients(model, world_size)
 
@@ -78,7 +82,8 @@ def _distance(rank: int, world_size: int) -> float:
     model = _SmallModel().double()
     images = torch.randn(BATCH, 3, 6, 6, dtype=torch.float64)
     own = images[rank * BATCH // world_size : (rank + 1) * BATCH // world_size]
-    terms = pmnet_loss(model(own), torch.tensor([0, 1, 2, 3] * 3)[: len(own)], _config(0.0), epoch=0)
+    visible = torch.ones(len(own), 4, dtype=torch.bool)
+    terms = pmnet_loss(model(own, visible), torch.tensor([0, 1, 2, 3] * 3)[: len(own)], _config(0.0), epoch=0)
     return terms.statistics["part_distance"].item()
 
 

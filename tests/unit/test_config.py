@@ -9,6 +9,7 @@ from reid.config import (
     Experiment,
     KeypointExperiment,
     PANetExperiment,
+    PMNetExperiment,
     digest,
     digestible,
     load_experiment,
@@ -122,6 +123,8 @@ def test_shipped_configs_load_and_say_how_to_run_them(path: Path) -> None:
             load_experiment(path, [], KeypointExperiment)
         case "panet":
             load_experiment(path, [], PANetExperiment)
+        case "pmanet":
+            load_experiment(path, [], PMNetExperiment)
         case _:
             load_experiment(path, [], Experiment)
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]

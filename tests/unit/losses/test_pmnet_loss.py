@@ -19,6 +19,7 @@ from reid.losses.pmnet import (
     pmnet_loss,
     uncertainty_weighted,
 )
+from reid.losses.visible_triplet import visible_triplet_loss
 from tests.reference import losses as reference
 from tests.reference import pmnet as pmnet_reference
 
@@ -342,3 +343,38 @@ def test_settings_that_make_no_sense_are_refused() -> None:
     config = PMNetLossConfig(identity_losses=("main",), triplet_losses=(), uncertainty_from_epoch=None)
     with pytest.raises(ValueError, match=r"no loss is left: identity_losses \['main'\]"):
         pmnet_loss(output, LABELS, config, epoch=0)
+
+
+def test_planes_add_ppts_local_loss_with_its_weight() -> None:
+    plain = _output()
+    generator = torch.Generator().manual_seed(5)
+    features = torch.randn(8, 4, 6, generator=generator).requires_grad_()
+    visible = torch.rand(8, 4, generator=generator) < 0.7
+    both = replace(plain, plane_features=features, plane_visible=visible)
+    config = PMNetLossConfig(planes_weight=0.5)
+    without, terms = pmnet_loss(plain, LABELS, config, 0), pmnet_loss(both, LABELS, config, 0)
+    expected, anchors = visible_triplet_loss(features, visible, LABELS, config.planes)
+    assert expected > 0
+    assert terms.total.item() == pytest.approx(without.total.item() + 0.5 * expected.item(), rel=1e-6)
+    assert terms.parts["planes"].item() == pytest.approx(expected.item())
+    assert terms.statistics["valid_anchors/front"].item() == pytest.approx(anchors[:, 0].float().mean().item())
+
+
+@pytest.mark.parametrize("taken", [("global",), ("main_sum", "partial"), ()])
+def test_classifiers_that_no_loss_uses_have_a_gradient_of_zero(taken: tuple[str, ...]) -> None:
+    output = _output()
+    uncertainty = {"uncertainty_from_epoch": 0} if taken else {"uncertainty_from_epoch": None}
+    if not taken:
+        output = replace(output, log_variances=None)
+    config = PMNetLossConfig.model_validate({"identity_losses": taken, **uncertainty})
+    pmnet_loss(output, LABELS, config, 0).total.backward()
+    assert output.main is not None
+    assert output.partial is not None
+    logits = {
+        "global": output.logits, "main_sum": output.main.logits, "partial_sum": output.partial.logits,
+        "main": output.main.joined_logits, "partial": output.partial.joined_logits,
+    }  # fmt: skip
+    for name, values in logits.items():
+        assert values is not None
+        assert values.grad is not None, name
+        assert bool(values.grad.any()) == (name in taken), name

@@ -18,6 +18,7 @@ from reid.models.backbone import BackboneConfig, build_backbone, split_last_stag
 from reid.models.neck import GlobalAveragePooling, NeckConfig
 from reid.models.part_attention import PartAttentionConfig
 from reid.models.part_head import PartHead, PartHeadConfig
+from reid.models.perspective import PlaneConfig, find_planes, warp_planes
 from reid.models.pmnet import GlobalHeadConfig, PMNet, PMNetConfig, weighted_concatenation
 from tests.reference import pmnet as reference
 
@@ -402,3 +403,28 @@ def test_without_its_convolution_the_global_head_is_the_baseline() -> None:
         maps = model.global_stage(model.trunk(torch.randn(1, 3, 32, 32)))
         assert torch.equal(model.global_convolution(maps), maps)
     assert model.global_neck.batch_norm.num_features == 512
+
+
+def test_planes_are_averages_of_the_global_heads_last_stage_and_only_for_training() -> None:
+    model = _settled(_model(planes={}))
+    images, masks = _images(), _masks()
+    keypoints = torch.zeros(2, 20, 3)
+    for number, (x, y) in {13: (5, 8), 14: (40, 10), 6: (41, 40), 5: (6, 37)}.items():  # the front
+        keypoints[0, number - 1] = torch.tensor([x, y, 1.0])
+    with torch.inference_mode():
+        output = model(images, masks, BOXES, keypoints)
+        assert model.global_stage is not None
+        stage = model.global_stage(model.trunk(model.normalise_pixels(images)))
+        planes = find_planes(keypoints, 48, 64, PlaneConfig())
+        warped, _, _ = warp_planes(stage, planes, 48, 64, 16, 16)
+        without = model(images, masks, BOXES)
+    assert output.plane_visible is not None
+    assert output.plane_features is not None
+    assert output.plane_visible.tolist() == [[True, False, False, False], [False] * 4]
+    torch.testing.assert_close(output.plane_features[0, 0], warped[0].mean((1, 2)), atol=1e-5, rtol=1e-5)
+    assert not output.plane_features[1].any()
+    assert without.plane_features is None
+    assert without.features is not None
+    assert output.features is not None
+    assert torch.equal(without.features, output.features)
+    assert len(model.state_dict()) == len(_model().state_dict())

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from reid.models.backbone import BackboneConfig
-from reid.models.perspective import PlaneConfig, find_planes, warp_planes
+from reid.models.perspective import PlaneConfig, average_planes, find_planes, warp_planes
 from reid.models.ppt import PPT, PPTConfig
 
 SMALL = PPTConfig(backbone=BackboneConfig(name="resnet18"))
@@ -108,8 +108,8 @@ def test_bfloat16_plane_features_are_close_to_float32() -> None:
     with torch.inference_mode():
         maps = model.feature_map(images)
         planes = find_planes(keypoints, 64, 96, PlaneConfig())
-        expected = model._plane_features(maps.double(), planes, 64, 96)
-        actual = model._plane_features(maps.bfloat16(), planes, 64, 96)
+        expected = average_planes(maps.double(), planes, 64, 96, PlaneConfig())
+        actual = average_planes(maps.bfloat16(), planes, 64, 96, PlaneConfig())
     assert actual.dtype == torch.bfloat16
     similarity = torch.cosine_similarity(actual.double(), expected, dim=-1)[planes.visible]
     assert similarity.min() > 0.9999

@@ -167,7 +167,7 @@ def test_a_stream_that_ends_early_is_an_error() -> None:
 
 
 def test_an_aborted_run_leaves_a_report_that_any_reader_understands(tmp_path: Path) -> None:
-    def hopeless(logits: Tensor, labels: Tensor) -> LossTerms:
+    def hopeless(logits: Tensor, labels: Tensor, epoch: int) -> LossTerms:
         loss = identity_loss(logits, labels).total * float("nan")
         return LossTerms(total=loss, parts={"identity": loss.detach()})
 

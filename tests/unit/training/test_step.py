@@ -71,7 +71,7 @@ def test_clipping_equals_torchs(optimizer: OptimizerConfig, fused: bool) -> None
 def _poisoned(steps: set[int], poison: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], LossTerms]:
     calls = 0
 
-    def objective(logits: Tensor, labels: Tensor) -> LossTerms:
+    def objective(logits: Tensor, labels: Tensor, epoch: int) -> LossTerms:
         nonlocal calls
         calls += 1
         terms = identity_loss(logits, labels)

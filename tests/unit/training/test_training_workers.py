@@ -50,7 +50,7 @@ class _NanOnRankOne:
     def __init__(self, rank: int, steps: set[int]) -> None:
         self.rank, self.steps, self.calls = rank, steps, 0
 
-    def __call__(self, logits: Tensor, labels: Tensor) -> LossTerms:
+    def __call__(self, logits: Tensor, labels: Tensor, epoch: int) -> LossTerms:
         terms = identity_loss(logits, labels)
         total = terms.total
         if self.rank == 1 and self.calls in self.steps:
