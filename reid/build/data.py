@@ -50,6 +50,7 @@ def open_train_stream(
         num_epochs=experiment.training.loop.epochs,
         rows=rows,
         num_parts=experiment.model.parts_read if isinstance(experiment, PMNetExperiment) else 0,
+        stripes=_uses_stripes(experiment),
     )
 
 
@@ -89,6 +90,7 @@ def open_eval_stream(
         _loader(experiment, device).model_copy(update={"masks": False}),
         batch_size=experiment.evaluation.batch_size,
         num_parts=evaluation_parts(experiment),
+        stripes=_uses_stripes(experiment),
     )
 
 
@@ -97,6 +99,10 @@ def evaluation_parts(experiment: AnyExperiment) -> int:
     if isinstance(experiment, PMNetExperiment) and experiment.evaluation.partial_tasks:
         return experiment.model.parts_read
     return 0
+
+
+def _uses_stripes(experiment: AnyExperiment) -> bool:
+    return isinstance(experiment, PMNetExperiment) and experiment.model.uses_stripes
 
 
 def _loader(experiment: AnyExperiment, device: torch.device) -> LoaderConfig:

@@ -127,6 +127,8 @@ def _part_notes(experiment: ReidExperiment, shards: ShardSet, trials: list[Trial
     """What a reader must know about parts at test time."""
     if not evaluation_parts(experiment):
         return []
+    if isinstance(experiment, PMNetExperiment) and experiment.model.uses_stripes:
+        return ["retrieval with partial tasks (h joins f_g and g) on uniform stripes"]
     rows = rows_of_trials(trials)
     without = int(np.count_nonzero(~has_part_boxes(shards.index, rows)))
     notes = ["retrieval with partial tasks (h joins f_g and g)"]

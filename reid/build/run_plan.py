@@ -133,6 +133,8 @@ def _parts(experiment: AnyExperiment, shards: ShardSet) -> dict[str, str]:
     """Where the parts of the training images come from, for runs that look at parts."""
     if not isinstance(experiment, PMNetExperiment) or not experiment.model.parts_read:
         return {}
+    if experiment.model.uses_stripes:
+        return {"parts": f"{experiment.model.parts_read} uniform stripes for every image"}
     rows = shards.index.rows("train")
     with_boxes = int(np.count_nonzero(has_part_boxes(shards.index, rows)))
     text = f"{experiment.model.parts_read} boxes each for {with_boxes:,} of {len(rows):,} images"

@@ -82,6 +82,7 @@ class TrainStream:
         num_epochs: int = 0,
         rows: NDArray[np.int64] | None = None,
         num_parts: int = 0,
+        stripes: bool = False,
     ) -> None:
         """Check that a plan is possible; nothing is read or started yet.
 
@@ -98,6 +99,7 @@ class TrainStream:
             rows: (N,) the training images to show; None: all.
             num_parts: Deliver so many part boxes of each image, and its mask. Images for which the shards hold none get
                 uniform stripes and a mask of ones.
+            stripes: Uniform stripes for all images, whatever the shards hold.
 
         Raises:
             ValueError: Too few identities, a batch that the workers cannot share, a negative seed, missing masks.
@@ -108,7 +110,7 @@ class TrainStream:
         index = shards.index
         rows = index.rows("train") if rows is None else rows
         _check_masks(index, rows, loader_config)
-        check_part_boxes(index, num_parts)
+        check_part_boxes(index, 0 if stripes else num_parts)
         if num_parts and transform_config.warp is not None:
             raise ValueError("part boxes cannot be turned: set data.transform.warp to null")
         self.table: IdentityTable
@@ -133,6 +135,7 @@ class TrainStream:
             first_slot=self.lanes.start * plan_config.images_per_identity,
             masks=loader_config.masks or num_parts > 0,
             num_parts=num_parts,
+            stripes=stripes,
             seed=seed,
         )
         self._loader = OrderedLoader(maker, loader_config)
@@ -241,6 +244,7 @@ class EvalStream:
         loader_config: LoaderConfig,
         batch_size: int,
         num_parts: int = 0,
+        stripes: bool = False,
     ) -> None:
         """Nothing is read or started yet.
 
@@ -251,6 +255,7 @@ class EvalStream:
             loader_config: Processes and prefetching.
             batch_size: Images of a batch, >= 1.
             num_parts: As of `TrainStream`.
+            stripes: Likewise.
 
         Raises:
             ValueError: A batch size below 1, missing masks.
@@ -259,9 +264,9 @@ class EvalStream:
             raise ValueError(f"batch_size {batch_size}: expected 1 or more")
         self.rows = np.asarray(rows, dtype=np.int64)
         _check_masks(shards.index, self.rows, loader_config)
-        check_part_boxes(shards.index, num_parts)
+        check_part_boxes(shards.index, 0 if stripes else num_parts)
         self._batch_size = batch_size
-        maker = _EvalBatches(shards, transform_config, loader_config.masks or num_parts > 0, num_parts)
+        maker = _EvalBatches(shards, transform_config, loader_config.masks or num_parts > 0, num_parts, stripes)
         self._loader = OrderedLoader(maker, loader_config)
 
     def __len__(self) -> int:
@@ -298,6 +303,7 @@ class _TrainBatches:
     """Of this worker in the global batch."""
     masks: bool
     num_parts: int
+    stripes: bool
     seed: int
 
     def __call__(self, request: LoadRequest) -> LoadedBatch:
@@ -321,7 +327,9 @@ class _TrainBatches:
         keypoints = transform.keypoints(points, sizes, augmentation, slots)
         boxes = None
         if self.num_parts:
-            boxes = transform.boxes(part_boxes_of(self.shards.index, rows, self.num_parts), augmentation, slots)
+            boxes = transform.boxes(
+                part_boxes_of(self.shards.index, rows, self.num_parts, stripes=self.stripes), augmentation, slots
+            )
         return LoadedBatch(_as_batch(self.shards.index, rows, images, keypoints, masks, boxes), tuple(skipped))
 
     def _read_image(
@@ -354,6 +362,7 @@ class _EvalBatches:
     transform_config: TransformConfig
     masks: bool
     num_parts: int
+    stripes: bool
 
     def __call__(self, request: LoadRequest) -> LoadedBatch:
         config, rows = self.transform_config, request.rows.copy()
@@ -367,7 +376,9 @@ class _EvalBatches:
                 assert mask is not None, "read because masks are asked for"
                 transform.mask(mask, masks[place])
         keypoints = transform.keypoints(*_points_and_sizes(self.shards.index, rows))
-        boxes = part_boxes_of(self.shards.index, rows, self.num_parts) if self.num_parts else None
+        boxes = None
+        if self.num_parts:
+            boxes = part_boxes_of(self.shards.index, rows, self.num_parts, stripes=self.stripes)
         return LoadedBatch(_as_batch(self.shards.index, rows, images, keypoints, masks, boxes))
 
 
@@ -436,12 +447,14 @@ def has_part_boxes(index: Index, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
     return np.asarray(index.boxes[rows].any(axis=(1, 2)), dtype=np.bool_)
 
 
-def part_boxes_of(index: Index, rows: NDArray[np.int64], num_parts: int) -> NDArray[np.float32]:
-    """(n, K, 4) part boxes of images; uniform stripes where the shards hold none."""
-    stripes = np.tile(uniform_stripes(num_parts), (len(rows), 1, 1))
-    if index.boxes is None:
-        return stripes
-    return np.where(has_part_boxes(index, rows)[:, None, None], index.boxes[rows], stripes).astype(np.float32)
+def part_boxes_of(
+    index: Index, rows: NDArray[np.int64], num_parts: int, *, stripes: bool = False
+) -> NDArray[np.float32]:
+    """(n, K, 4) part boxes of images; uniform stripes where the shards hold none, or for all of them."""
+    uniform = np.tile(uniform_stripes(num_parts), (len(rows), 1, 1))
+    if stripes or index.boxes is None:
+        return uniform
+    return np.where(has_part_boxes(index, rows)[:, None, None], index.boxes[rows], uniform).astype(np.float32)
 
 
 def _points_and_sizes(index: Index, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:

@@ -20,6 +20,8 @@ class PartHeadConfig(Settings):
 
     num_parts: int = Field(default=3, ge=1, le=6)
     """K: branches, one for each box of an image."""
+    boxes: Literal["located", "stripes"] = "located"
+    """Where the parts are: in the boxes that the shards hold (PANet's), or in uniform stripes (Table III, R1)."""
     branch_channels: int = Field(default=512, ge=8)
     """Of each branch's map and feature; g and h have K times as many."""
     tasks: Literal["main_and_partial", "main", "partial"] = "main_and_partial"
@@ -37,6 +39,8 @@ class PartHeadConfig(Settings):
             raise ValueError(f"share_attention is false, but with tasks {self.tasks!r} there is nothing to share")
         if not self.share_attention and self.attention.kind == "none":
             raise ValueError("share_attention is false, but attention 'none' has no parameters to share")
+        if self.boxes == "stripes" and self.tasks == "main":
+            raise ValueError("boxes are stripes, but with tasks 'main' no part is looked at: remove one of the two")
         return self
 
 

@@ -64,6 +64,11 @@ class PMNetConfig(Settings):
         return self
 
     @property
+    def uses_stripes(self) -> bool:
+        """Parts are uniform stripes, whatever the shards hold."""
+        return self.part_head is not None and self.part_head.boxes == "stripes"
+
+    @property
     def parts_read(self) -> int:
         """Part boxes of each image that training takes; 0: neither boxes nor masks."""
         return 0 if self.part_head is None or self.part_head.tasks == "main" else self.part_head.num_parts

@@ -24,6 +24,7 @@ from reid.data.shards import PackConfig, pack_shards
 from reid.data.synthetic import SyntheticConfig, write_synthetic_veri
 from reid.evaluation.extract import extract_features
 from reid.models.pmnet import PMNet
+from reid.parts import uniform_stripes
 from reid.storage import open_location
 from reid.training.checkpoint import CheckpointStore
 from reid.training.optim import OptimizerConfig, build_optimizer, parameter_groups
@@ -131,6 +132,26 @@ def test_a_set_without_masks_and_boxes_is_trained_on_stripes_and_the_plan_counts
         plan = describe_plan(bare, opened, device="cpu", resumed_from=None)
     assert f"{num_parts} boxes each for 0 of 18 images; 18 without get uniform stripes" in plan
     assert "18 have no mask" in plan
+
+
+def test_stripes_can_be_asked_for_whatever_the_shards_hold(shards: Path, tmp_path: Path) -> None:
+    striped = experiment_on(shards, tmp_path, "model.part_head.num_parts=4", "model.part_head.boxes=stripes")
+    training = build_training(striped, CPU)
+    batch = next(iter(training.stream.batches(0)))
+    training.stream.close()
+    assert batch.boxes is not None
+    assert batch.boxes.shape == (6, 4, 4)
+    with open_data(striped) as opened:
+        rows = opened.index.rows("query")
+        stream = open_eval_stream(with_overrides(striped, ["evaluation.partial_tasks=true"]), opened, rows, CPU)
+        boxes = next(iter(stream)).boxes
+        stream.close()
+        assert boxes is not None
+        np.testing.assert_array_equal(boxes.numpy(), np.tile(uniform_stripes(4), (len(rows), 1, 1)))
+        plan = describe_plan(striped, opened, device="cpu", resumed_from=None)
+    assert "4 uniform stripes for every image" in plan
+    with pytest.raises(ValueError, match="with tasks 'main' no part is looked at"):
+        experiment_on(shards, tmp_path, "model.part_head.boxes=stripes", "model.part_head.tasks=main")
 
 
 def test_a_run_stopped_inside_an_epoch_and_continued_ends_in_the_same_bits(
