@@ -21,6 +21,7 @@ from reid.build.metrics_log import MetricsLog, read_metrics, row_key, write_merg
 from reid.build.results import Result, read_result
 from reid.build.run_folder import RunFolder
 from reid.config import AnyExperiment
+from reid.keypoints import PLANE_NAMES
 from reid.training.checkpoint import CheckpointStore
 from reid.training.run_lock import RunLock
 
@@ -225,9 +226,8 @@ def epoch_line(row: dict[str, Any], total_epochs: int) -> str:
     losses = [f"{key.removeprefix('loss/')} {value:.3f}" for key, value in row.items() if key.startswith("loss/")]
     if losses:
         parts.append("= " + " ".join(losses))
-    anchors = [
-        f"{100 * value:.0f}" for key, value in row.items() if key.startswith("valid_anchors/") and "global" not in key
-    ]
+    shares = [row.get(f"valid_anchors/{plane}") for plane in PLANE_NAMES]
+    anchors = [f"{100 * share:.0f}" for share in shares if share is not None]
     if anchors:
         parts.append(f"planes {'/'.join(anchors)}%")
     peaks = [f"{value:.2f}" for key, value in row.items() if key.startswith("peak/")]

@@ -27,6 +27,7 @@ from reid.evaluation.keypoint_results import KeypointResult
 from reid.evaluation.part_boxes import PartConfig
 from reid.evaluation.report import Picture, Report, Section, render_report
 from reid.evaluation.results import RetrievalResult
+from reid.keypoints import PLANE_NAMES
 from reid.models.perspective import PlaneConfig
 from reid.settings_file import to_yaml
 from reid.storage import Location, exists, write_bytes_atomic
@@ -153,7 +154,7 @@ def _curves(
     anchors = {
         key.removeprefix("valid_anchors/"): [(step, 100 * share) for step, share in points("epoch", key)]
         for key in keys
-        if key.startswith("valid_anchors/") and not key.endswith("global")
+        if key.removeprefix("valid_anchors/") in PLANE_NAMES
     }
     steps = [int(name.rsplit("-", 1)[-1]) for name, _ in evaluations]
     figures = {

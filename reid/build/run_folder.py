@@ -6,6 +6,7 @@
   metrics/<writer>.jsonl           a row every few steps, one an epoch, one an evaluation, as they are written
   metrics.jsonl                    the same, merged
   evaluations/step-00000225.json   results of evaluation workers, or why there are none
+  evaluations-other/               results with other settings than the run's (ablation tables)
   tensorboard/                     events
   report/                          index.html, report.json
   ray/                             Ray's own bookkeeping; nothing in it is needed to resume
@@ -13,6 +14,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -64,6 +66,29 @@ class RunFolder:
         """Stores the evaluation of a checkpoint."""
         text = json.dumps(result, indent=1, allow_nan=False)
         write_bytes_atomic(self.evaluations.child(f"{checkpoint}.json"), text.encode())
+
+    def evaluation_with(self, checkpoint: str, settings: dict[str, Any]) -> dict[str, Any] | None:
+        """The stored evaluation of a checkpoint with this `evaluation` section; None when there is none.
+
+        A run's own evaluations have the settings of the run; others lie beside them, in `evaluations-other`.
+        """
+        own = self.evaluation(checkpoint)
+        if own is not None and "error" not in own and own.get("settings") == settings:
+            return own
+        location = self._other_evaluation(checkpoint, settings)
+        if not exists(location):
+            return None
+        stored: dict[str, Any] = json.loads(read_bytes(location))
+        return stored
+
+    def write_evaluation_with(self, checkpoint: str, settings: dict[str, Any], result: dict[str, Any]) -> None:
+        """Stores an evaluation of a checkpoint with settings that are not the run's."""
+        text = json.dumps(result, indent=1, allow_nan=False)
+        write_bytes_atomic(self._other_evaluation(checkpoint, settings), text.encode())
+
+    def _other_evaluation(self, checkpoint: str, settings: dict[str, Any]) -> Location:
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        return self.location.child("evaluations-other").child(f"{checkpoint}-{digest[:16]}.json")
 
     def evaluated(self, settings: dict[str, Any] | None = None) -> set[str]:
         """Names of checkpoints with a stored evaluation that did not fail.

@@ -1,0 +1,141 @@
+"""Runs the variants of ablation tables one after the other, each with several seeds, and fills the tables.
+
+What is finished is not repeated, what was interrupted continues at its newest checkpoint: the run folders say how far
+each is. Tables are written after every run, so that a half-finished one can be looked at.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+
+from cluster.evaluation import evaluate_checkpoint
+from cluster.resources import check_evaluation_resources, ray_connection
+from cluster.trainer import Resume, train, with_absolute_addresses
+from reid.build.ablation import (
+    AblationBase,
+    AblationRow,
+    AblationTable,
+    evaluated_as,
+    variant_of,
+)
+from reid.build.ablation_report import TableResults, write_table
+from reid.build.data import open_data
+from reid.build.results import read_result
+from reid.build.run_folder import open_run
+from reid.build.training import describe_run
+from reid.config import ReidExperiment
+from reid.evaluation.results import RetrievalResult
+from reid.storage import open_location
+from reid.training.checkpoint import CheckpointStore
+from reid.training.continuation import refuse_other_run
+
+logger = logging.getLogger(__name__)
+
+
+def run_tables(
+    base: AblationBase, tables: Mapping[str, AblationTable], seeds: Sequence[int]
+) -> dict[str, TableResults]:
+    """Trains and evaluates whatever the tables still lack, seed after seed, and writes each table as it fills.
+
+    Args:
+        base: What all variants have in common; tables go to `<runs>/<name>-ablation/`.
+        tables: By name.
+        seeds: Of the runs of each variant.
+
+    Returns:
+        The results of each table.
+
+    Raises:
+        ValueError: A run of that name was made with other settings or data.
+        TrainingFailed: A run failed; the same call continues there.
+    """
+    base = with_absolute_addresses(base)
+    folder = open_location(base.runs).child(f"{base.name}-ablation")
+    results = {name: TableResults(table=table, seeds=tuple(seeds)) for name, table in tables.items()}
+    work = [(seed, variant, wanted) for seed in seeds for variant, wanted in _by_variant(tables).items()]
+    began, trained = time.monotonic(), 0
+    for number, (seed, variant, wanted) in enumerate(work, 1):
+        experiment = variant_of(base, variant, seed)
+        done = finished_checkpoint(experiment) is not None
+        logger.info("run %d of %d: %s%s", number, len(work), experiment.name, " is done already" if done else "")
+        trained += not done
+        for name, row in wanted:
+            # Trained with the evaluation of its first row, which then is there already.
+            result = result_of(evaluated_as(experiment, row))
+            results[name].add(row, seed, result)
+        for name in dict.fromkeys(name for name, _ in wanted):
+            write_table(results[name], folder, name)
+        if trained and number < len(work):
+            minutes = (time.monotonic() - began) / 60
+            logger.info("%d trained in %.0f min; %d runs to look at", trained, minutes, len(work) - number)
+    logger.info("tables: %s", folder.uri)
+    return results
+
+
+def plan_of_tables(base: AblationBase, tables: Mapping[str, AblationTable], seeds: Sequence[int]) -> list[str]:
+    """A line for each run that the tables need: its name and whether it is done.
+
+    Raises:
+        ValueError: As `run_tables`.
+    """
+    base = with_absolute_addresses(base)
+    lines = []
+    for seed in seeds:
+        for variant, wanted in _by_variant(tables).items():
+            experiment = variant_of(base, variant, seed)
+            done = finished_checkpoint(experiment) is not None
+            used = ", ".join(dict.fromkeys(name for name, _ in wanted))
+            lines.append(f"{experiment.name}  {'done' if done else 'to train'}  for table {used}")
+    return lines
+
+
+def result_of(experiment: ReidExperiment) -> RetrievalResult:
+    """The figures of a run's last checkpoint under the experiment's evaluation; trained and evaluated where missing.
+
+    Raises:
+        ValueError: A run of that name was made with other settings or data.
+        TrainingFailed: The run failed.
+    """
+    name = finished_checkpoint(experiment)
+    if name is None:
+        train(experiment, Resume.AUTO)
+        name = finished_checkpoint(experiment)
+        assert name is not None, "training ends with a checkpoint"
+    folder = open_run(experiment)
+    settings = experiment.evaluation.model_dump(mode="json")
+    stored = folder.evaluation_with(name, settings)
+    if stored is None:
+        with ray_connection():
+            check_evaluation_resources(experiment.cluster)
+            stored = evaluate_checkpoint(experiment, folder.checkpoints.child(name).uri).to_json()
+        folder.write_evaluation_with(name, settings, stored)
+    result = read_result(experiment, stored)
+    assert isinstance(result, RetrievalResult)
+    return result
+
+
+def finished_checkpoint(experiment: ReidExperiment) -> str | None:
+    """Name of the checkpoint at the end of a run; None when the run has not come that far.
+
+    Raises:
+        ValueError: A run of that name was made with other settings or data.
+    """
+    store = CheckpointStore(open_run(experiment).checkpoints, experiment.training.checkpoint)
+    newest = store.newest_position()
+    if newest is None:
+        return None
+    name, position = newest
+    with open_data(experiment, verify="sizes") as shards:
+        refuse_other_run(store.load(name), describe_run(experiment, shards.manifest.hash))
+    return name if position.epoch >= experiment.training.loop.epochs else None
+
+
+def _by_variant(tables: Mapping[str, AblationTable]) -> dict[str, list[tuple[str, AblationRow]]]:
+    """Variants in the order in which they first appear, each with the rows of the tables that need it."""
+    found: dict[str, list[tuple[str, AblationRow]]] = {}
+    for name, table in tables.items():
+        for row in table.rows:
+            found.setdefault(row.variant, []).append((name, row))
+    return found

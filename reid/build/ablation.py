@@ -1,0 +1,262 @@
+"""The papers' ablation tables as runs: which variants a table compares, and what the paper found on VeRi-776.
+
+A variant is the base experiment with a few settings changed; tables share variants, so each is trained once. Figures of
+the papers are theirs (VeRi-776, ResNet-50, ImageNet weights): they stand beside ours for the order of the rows, not for
+the height of the figures on another data set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from reid.config import Experiment, PMNetExperiment, ReidExperiment, with_overrides
+from reid.keypoints import PLANE_NAMES
+
+AblationBase = Experiment | PMNetExperiment
+"""What variants are made of: one of PPT has the variants of PPT, one of PMANet has all."""
+
+BASELINE: Final = "baseline"
+PIXEL_SPACE: Final = "pixel-space"
+"""Not a run but an ensemble of five (PPT, section 4.4.2)."""
+PMANET: Final = "pmanet"
+
+_FIXED: Final = ("model.learned_loss_weights=false", "loss.uncertainty_from_epoch=null")
+_PLAIN_BRANCHES: Final = "model.part_head.tasks=partial"
+_NO_ATTENTION: Final = "model.part_head.attention.kind=none"
+
+PPT_VARIANTS: Final[dict[str, int]] = {BASELINE: 0, "front": 1, "front-back": 2, "front-back-side": 3, "ppt": 4}
+"""Variants of PPT by how many planes count, in the order front, back, side, top."""
+
+PMANET_VARIANTS: Final[dict[str, tuple[str, ...]]] = {
+    PMANET: (),
+    "pmanet-ppt": ("model.planes={}",),
+    "global-only": ("model.part_head=null",),
+    "plain-branches-no-mam": (_PLAIN_BRANCHES, _NO_ATTENTION),
+    "plain-branches": (_PLAIN_BRANCHES,),
+    "no-mam": (_NO_ATTENTION,),
+    "stripes": ("model.part_head.boxes=stripes",),
+    "parts-only": ("model.global_head=null",),
+    "squeeze-excitation": ("model.part_head.attention.kind=squeeze_excitation",),
+    "residual-attention": ("model.part_head.attention.kind=residual",),
+    "no-sharing": ("model.part_head.share_attention=false",),
+    "no-transfer-loss": ("loss.part_transfer_weight=0",),
+    "no-sharing-no-transfer-loss": ("model.part_head.share_attention=false", "loss.part_transfer_weight=0"),
+    "no-classification": ("loss.identity_losses=[]", *_FIXED),
+    "no-part-transfer-task": ("model.part_head.tasks=main",),
+    "no-summation": ("loss.identity_losses=[global,main,partial]",),
+    "no-concatenation": ("loss.identity_losses=[global,main_sum,partial_sum]",),
+    "fixed-1": _FIXED,
+    "fixed-2": (*_FIXED, "loss.fixed_weights=[2,1,1,1,1]"),
+    "fixed-4": (*_FIXED, "loss.fixed_weights=[4,1,1,1,1]"),
+    "late-hul": (),
+}
+"""Variants of PMANet by the settings in which they differ from the base."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AblationRow:
+    """A row of a table: one variant, evaluated one way."""
+
+    cells: tuple[str, ...]
+    """What the paper's row says, a cell for each of the table's columns."""
+    variant: str
+    paper: tuple[float, float, float] | None = None
+    """mAP, CMC@1 and CMC@5 in percent, from the paper; None: it has no such row."""
+    partial_tasks: bool = False
+    """Evaluated with partial tasks (PMANet) where the variant has them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AblationTable:
+    """A table of a paper."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[AblationRow, ...]
+    notes: tuple[str, ...] = ()
+
+
+def _parts(cells: tuple[str, ...], variant: str, paper: tuple[float, float, float]) -> AblationRow:
+    """A row of PMANet's tables III to VII, which are all evaluated with partial tasks."""
+    return AblationRow(cells=cells, variant=variant, paper=paper, partial_tasks=True)
+
+
+_WHOLE: Final = (81.8, 96.4, 98.6)
+_YES: Final = "x"
+
+TABLES: Final[dict[str, AblationTable]] = {
+    "methods": AblationTable(
+        title="Baseline, PPT, PMANet and their combination",
+        columns=("method",),
+        rows=(
+            AblationRow(cells=("baseline",), variant=BASELINE, paper=(77.4, 96.0, 97.6)),
+            AblationRow(cells=("PPT",), variant="ppt", paper=(80.5, 95.9, 98.7)),
+            AblationRow(cells=("PMANet-o (no partial tasks at test time)",), variant=PMANET, paper=(81.7, 96.7, 98.6)),
+            _parts(("PMANet",), PMANET, _WHOLE),
+            AblationRow(cells=("PMANet-o with PPT's planes",), variant="pmanet-ppt"),
+            AblationRow(cells=("PMANet with PPT's planes",), variant="pmanet-ppt", partial_tasks=True),
+        ),
+        notes=("the papers have no table of this kind; the combination is this project's",),
+    ),
+    "5": AblationTable(
+        title="PPT, Table 5: the effectiveness of each part",
+        columns=("front", "back", "side", "roof"),
+        rows=(
+            AblationRow(cells=("", "", "", ""), variant=BASELINE, paper=(77.4, 96.0, 97.6)),
+            AblationRow(cells=(_YES, "", "", ""), variant="front", paper=(78.7, 96.6, 98.3)),
+            AblationRow(cells=(_YES, _YES, "", ""), variant="front-back", paper=(78.8, 96.4, 98.2)),
+            AblationRow(cells=(_YES, _YES, _YES, ""), variant="front-back-side", paper=(80.0, 96.4, 98.3)),
+            AblationRow(cells=(_YES, _YES, _YES, _YES), variant="ppt", paper=(80.5, 95.9, 98.7)),
+        ),
+    ),
+    "6": AblationTable(
+        title="PPT, Table 6: transformation on different space",
+        columns=("transformation on",),
+        rows=(
+            AblationRow(cells=("no transformation",), variant=BASELINE, paper=(77.4, 96.0, 97.6)),
+            AblationRow(cells=("pixel space",), variant=PIXEL_SPACE, paper=(78.5, 95.0, 98.2)),
+            AblationRow(cells=("feature space",), variant="ppt", paper=(80.5, 95.9, 98.7)),
+        ),
+        notes=("pixel space is an ensemble of five networks, one of them the baseline",),
+    ),
+    "iii": AblationTable(
+        title="PMANet, Table III: each component",
+        columns=("experiment", "global head", "PANet", "PMLH", "MAM"),
+        rows=(
+            _parts(("Exp-1", _YES, "", "", ""), "global-only", (72.4, 94.6, 97.2)),
+            _parts(("Exp-2", _YES, _YES, "R2", ""), "plain-branches-no-mam", (78.5, 95.7, 98.0)),
+            _parts(("Exp-3", _YES, _YES, _YES, ""), "no-mam", (79.5, 96.4, 98.1)),
+            _parts(("Exp-4", _YES, "R1", _YES, _YES), "stripes", (79.9, 96.4, 98.3)),
+            _parts(("Exp-5", "", _YES, _YES, _YES), "parts-only", (78.1, 95.3, 97.8)),
+            _parts(("Exp-6", _YES, _YES, "R2", _YES), "plain-branches", (78.2, 95.6, 98.0)),
+            _parts(("Exp-7", _YES, _YES, _YES, _YES), PMANET, _WHOLE),
+        ),
+        notes=("R1: uniform stripes in place of PANet's boxes", "R2: K plain branches in place of main-partial pairs"),
+    ),
+    "iv": AblationTable(
+        title="PMANet, Table IV: attention in the branches",
+        columns=("method",),
+        rows=(
+            _parts(("PANet + SE-Net",), "squeeze-excitation", (81.0, 96.8, 98.2)),
+            _parts(("PANet + residual attention",), "residual-attention", (80.7, 96.7, 98.7)),
+            _parts(("PMANet",), PMANET, _WHOLE),
+        ),
+    ),
+    "v": AblationTable(
+        title="PMANet, Table V: part transfer",
+        columns=("method",),
+        rows=(
+            _parts(("w/o parameter sharing",), "no-sharing", (81.1, 96.3, 98.4)),
+            _parts(("w/o L_PT",), "no-transfer-loss", (80.2, 96.7, 98.6)),
+            _parts(("w/o parameter sharing & L_PT",), "no-sharing-no-transfer-loss", (80.6, 96.4, 98.3)),
+            _parts(("PMANet",), PMANET, _WHOLE),
+        ),
+    ),
+    "vi": AblationTable(
+        title="PMANet, Table VI: sub-tasks, summation and concatenation",
+        columns=("method",),
+        rows=(
+            _parts(("w/o classification tasks",), "no-classification", (78.4, 95.7, 97.9)),
+            _parts(("w/o part transfer task",), "no-part-transfer-task", (79.1, 95.6, 98.1)),
+            _parts(("w/o feature summation",), "no-summation", (79.8, 96.3, 98.2)),
+            _parts(("w/o feature concatenation",), "no-concatenation", (80.6, 96.0, 98.2)),
+            _parts(("PMANet",), PMANET, _WHOLE),
+        ),
+        notes=(
+            "w/o part transfer task: no partial tasks at all (the loss alone is left out in Table V)",
+            "w/o classification tasks: triplets and part transfer are all that is left, no loss weights are learned",
+        ),
+    ),
+    "vii": AblationTable(
+        title="PMANet, Table VII: homoscedastic uncertainty learning",
+        columns=("method",),
+        rows=(
+            _parts(("w/o HUL (1:1:1:1:1)",), "fixed-1", (80.5, 96.5, 98.0)),
+            _parts(("w/o HUL (2:1:1:1:1)",), "fixed-2", (80.4, 96.2, 98.7)),
+            _parts(("w/o HUL (4:1:1:1:1)",), "fixed-4", (79.8, 96.4, 98.0)),
+            _parts(("HUL from a quarter of the run on (paper: epoch 30)",), "late-hul", (80.7, 96.1, 98.1)),
+            _parts(("PMANet",), PMANET, _WHOLE),
+        ),
+    ),
+}
+"""By the name that the papers give them, in small letters: PPT counts in figures, PMANet in Roman numerals."""
+
+
+def variant_of(base: AblationBase, variant: str, seed: int) -> ReidExperiment:
+    """The experiment of a variant, under a name of its own: `<base>-<variant>-s<seed>`.
+
+    Variants of PPT made of a base of PMANet keep its data, batches, augmentation, schedule and backbone; so does the
+    baseline.
+
+    Args:
+        base: What they all have in common.
+        variant: Of `PPT_VARIANTS` or `PMANET_VARIANTS`.
+        seed: Of the run.
+
+    Raises:
+        ValueError: An unknown variant, or one of PMANet of a base of PPT.
+    """
+    name = [f"name={base.name}-{variant}-s{seed}", f"seed={seed}"]
+    if variant in PPT_VARIANTS:
+        ppt = base if isinstance(base, Experiment) else _as_ppt(base)
+        if variant == BASELINE:
+            return with_overrides(ppt, [*name, "model.planes=null"])
+        weights = ppt.loss.planes.plane_weights
+        kept = [weight if place < PPT_VARIANTS[variant] else 0.0 for place, weight in enumerate(weights)]
+        return with_overrides(ppt, [*name, f"loss.planes.plane_weights={kept}"])
+    if variant not in PMANET_VARIANTS:
+        raise ValueError(f"unknown variant {variant!r}; known are {', '.join([*PPT_VARIANTS, *PMANET_VARIANTS])}")
+    if not isinstance(base, PMNetExperiment):
+        raise ValueError(f"variant {variant!r} is one of PMANet, but the configuration is of task {base.task}")
+    changes = list(PMANET_VARIANTS[variant])
+    if variant == "late-hul":
+        changes.append(f"loss.uncertainty_from_epoch={max(1, base.training.loop.epochs // 4)}")
+    if "model.learned_loss_weights=false" in changes:
+        changes.append("training.optimizer.loss_weight_rate=1")
+    # All at once: in between, settings may contradict each other.
+    return with_overrides(base, [*name, *changes])
+
+
+def evaluated_as(experiment: ReidExperiment, row: AblationRow) -> ReidExperiment:
+    """The experiment of a row's variant with the evaluation that the row asks for."""
+    if not isinstance(experiment, PMNetExperiment):
+        return experiment
+    has_partial_tasks = experiment.model.parts_read > 0
+    return with_overrides(experiment, [f"evaluation.partial_tasks={row.partial_tasks and has_partial_tasks}"])
+
+
+def tables_of(base: AblationBase, names: Sequence[str]) -> dict[str, AblationTable]:
+    """The tables of these names.
+
+    Raises:
+        ValueError: An unknown one, or one of PMANet for a base of PPT.
+    """
+    unknown = [name for name in names if name.lower() not in TABLES]
+    if unknown:
+        raise ValueError(f"unknown table {', '.join(unknown)}; there are {', '.join(TABLES)}")
+    tables = {name.lower(): TABLES[name.lower()] for name in names}
+    for name, table in tables.items():
+        needed = [row.variant for row in table.rows if row.variant in PMANET_VARIANTS]
+        if needed and not isinstance(base, PMNetExperiment):
+            raise ValueError(
+                f"table {name} has variants of PMANet ({', '.join(dict.fromkeys(needed))}): give it a configuration of"
+                f" task pmanet, not {base.task} (for PPT alone: tables 5 and 6)"
+            )
+    return tables
+
+
+def _as_ppt(base: PMNetExperiment) -> Experiment:
+    """PPT on the data, with the batches, augmentation, schedule and backbone of a PMANet."""
+    settings = base.model_dump(mode="json")
+    settings["task"] = "ppt"
+    settings["model"] = {"backbone": settings["model"]["backbone"], "neck": settings["model"]["neck"]}
+    settings["training"]["optimizer"]["loss_weight_rate"] = 1.0
+    settings["evaluation"]["partial_tasks"] = False
+    planes = settings["loss"]["planes"]
+    settings["loss"] = {"planes": planes, "planes_weight": settings["loss"]["planes_weight"]}
+    return Experiment.model_validate(settings)
+
+
+assert len(PLANE_NAMES) == max(PPT_VARIANTS.values())
