@@ -1,4 +1,4 @@
-"""Pictures of what a PANet sees in the images of a shard set: for its report and for the job that adds parts."""
+"""Pictures of parts: what a PANet sees in the images of a shard set, and how a PMNet answers to its parts."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ import torch
 from numpy.typing import NDArray
 
 from reid.build.added_parts import hard_mask, locate_parts
+from reid.build.data import open_eval_stream
 from reid.build.evaluation import TrainedModel
+from reid.config import PMNetExperiment, with_overrides
 from reid.contracts import Split
 from reid.data.decode import UnreadableImageError, decode_image, decode_mask
 from reid.data.shard_set import ShardSet
 from reid.data.transforms import EvalTransform
 from reid.evaluation.part_boxes import PartConfig
 from reid.models.panet import PANet
-from reid.visual.parts import LocatedParts, parts_sheet
+from reid.models.pmnet import PMNet
+from reid.parts import uniform_stripes
+from reid.visual.parts import LocatedParts, PartResponses, parts_sheet, responses_sheet
 
 
 def picture_of_parts(
@@ -64,3 +68,43 @@ def picture_of_parts(
     if not located:
         raise ValueError(f"no image of {shards.manifest.name} can be read: there is nothing to draw")
     return parts_sheet(located)
+
+
+def picture_of_responses(trained: TrainedModel, shards: ShardSet, count: int = 4) -> NDArray[np.uint8]:
+    """Training images spread evenly over a set, with the response maps of each branch before and after its attention.
+
+    Args:
+        trained: A PMNet with branches.
+        shards: What it was trained on: masks and boxes are those that training saw, without augmentation.
+        count: Images at the most.
+    """
+    model, experiment = trained.model, trained.experiment
+    assert isinstance(model, PMNet)
+    assert isinstance(experiment, PMNetExperiment)
+    assert model.config.part_head is not None
+    rows = shards.index.rows("train")
+    chosen = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64)]
+    settings = [f"evaluation.partial_tasks={model.needs_parts}", f"evaluation.batch_size={len(chosen)}"]
+    stream = open_eval_stream(with_overrides(experiment, settings), shards, chosen, torch.device("cpu"))
+    try:
+        batch = next(iter(stream))
+    finally:
+        stream.close()
+    with torch.inference_mode():
+        found = model.responses(batch.images, batch.masks, batch.boxes)
+    num_parts = model.config.part_head.num_parts
+    boxes = uniform_stripes(num_parts)[None].repeat(len(chosen), 0) if batch.boxes is None else batch.boxes.numpy()
+    return responses_sheet(
+        [
+            PartResponses(
+                image=batch.images[place].permute(1, 2, 0).contiguous().numpy(),
+                caption=str(shards.index.key[sample]),
+                boxes=boxes[place],
+                maps=[
+                    (task, before[place].float().numpy(), after[place].float().numpy())
+                    for task, (before, after) in found.items()
+                ],
+            )
+            for place, sample in enumerate(batch.samples.tolist())
+        ]
+    )

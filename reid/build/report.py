@@ -16,7 +16,7 @@ from reid.build.data import open_eval_stream
 from reid.build.evaluation import load_trained_model
 from reid.build.keypoint_report import keypoint_facts, keypoint_sections
 from reid.build.metrics_log import read_metrics
-from reid.build.part_pictures import picture_of_parts
+from reid.build.part_pictures import picture_of_parts, picture_of_responses
 from reid.build.pictures import as_jpeg, raw_image
 from reid.build.results import Result, read_result
 from reid.build.run_folder import RunFolder
@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 PLANE_PICTURES = 12
 ACTIVATION_PAIRS = 4
 PART_PICTURES = 8
+RESPONSE_PICTURES = 4
 
 
 def write_run_report(experiment: AnyExperiment, folder: RunFolder, shards: ShardSet, plan: str = "") -> str:
@@ -99,6 +100,7 @@ def _sections(
         case _:
             return [
                 *(_parts(checkpoint, shards) if isinstance(experiment, PANetExperiment) else []),
+                *(_responses(experiment, checkpoint, shards) if isinstance(experiment, PMNetExperiment) else []),
                 *_rank_lists(examples, shards),
                 *(_planes(experiment, shards) if isinstance(experiment, Experiment) else []),
                 *_activations(experiment, checkpoint, shards, examples),
@@ -251,6 +253,18 @@ def _parts(checkpoint: Location, shards: ShardSet) -> list[Section]:
         " the refined one, the boxes of the parts, and what they show of the vehicle."
     )
     return [Section(title="Parts", introduction=introduction, pictures=[as_jpeg(sheet, "")], wide=True)]
+
+
+def _responses(experiment: PMNetExperiment, checkpoint: Location, shards: ShardSet) -> list[Section]:
+    """Response maps of the branches before and after their attention (PMANet, Figure 9)."""
+    if experiment.model.part_head is None or not exists(checkpoint):
+        return []
+    sheet = picture_of_responses(load_trained_model(checkpoint, torch.device("cpu")), shards, RESPONSE_PICTURES)
+    introduction = (
+        "Where each branch answers in training images, before and after its attention: main tasks on the whole image,"
+        " partial tasks on the part that they see."
+    )
+    return [Section(title="Branches", introduction=introduction, pictures=[as_jpeg(sheet, "")], wide=True)]
 
 
 def _activations(

@@ -127,8 +127,7 @@ class PartHead(nn.Module):
         self, maps: Tensor, masks: Tensor | None, boxes: Tensor | None
     ) -> tuple[list[Tensor] | None, list[Tensor] | None]:
         """The K maps (B, D, h, w) behind attention of the main and of the partial tasks; see `features`."""
-        branches = self.convolution(maps).unflatten(1, (self.config.num_parts, -1))  # (B, K, D, h, w)
-        crops = None if self.partial is None else self._crops(branches, masks, boxes)
+        branches, crops = self.inputs(maps, masks, boxes)
         whole: list[Tensor] | None = None if self.main is None else []
         parts: list[Tensor] | None = None if crops is None else []
         for k, attention in enumerate(self.attention):
@@ -143,6 +142,11 @@ class PartHead(nn.Module):
                 own = attention if self.partial_attention is None else self.partial_attention[k]
                 parts.append(own(crops[:, k]))
         return whole, parts
+
+    def inputs(self, maps: Tensor, masks: Tensor | None, boxes: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What attention of the main and of the partial tasks is given: (B, K, D, h, w) each; see `features`."""
+        branches = self.convolution(maps).unflatten(1, (self.config.num_parts, -1))
+        return branches, None if self.partial is None else self._crops(branches, masks, boxes)
 
     def _crops(self, branches: Tensor, masks: Tensor | None, boxes: Tensor | None) -> Tensor | None:
         """(B, K, D, h, w), or None when there are no masks and no boxes."""

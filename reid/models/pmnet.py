@@ -201,6 +201,31 @@ class PMNet(nn.Module):
             raise ValueError("feature_map: the model has only partial tasks, which look at no map of the whole image")
         return torch.cat(found, dim=1)
 
+    def responses(
+        self, images: Tensor, masks: Tensor | None = None, boxes: Tensor | None = None
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """Response maps of each branch before and after its attention, the mean over its channels (PMANet, Figure 9).
+
+        Args:
+            images: (B, 3, H, W) RGB with values 0..255, uint8 or floating.
+            masks: As for `forward`; None, together with `boxes`: no partial tasks.
+            boxes: As for `forward`.
+
+        Returns:
+            "main" and "partial", as far as the model has these tasks and is given parts: (B, K, h, w) before, and
+            after. A partial task's map is the stretched part, not the whole image.
+        """
+        if self.part_stage is None:
+            return {}
+        maps = self.part_stage(self._trunk_map(images))
+        whole, parts = self.part_head.maps(maps, masks, boxes)
+        branches, crops = self.part_head.inputs(maps, masks, boxes)
+        found = {}
+        for name, before, after in (("main", branches, whole), ("partial", crops, parts)):
+            if before is not None and after is not None:
+                found[name] = before.mean(2), torch.stack(after, dim=1).mean(2)
+        return found
+
     def embed(self, images: Tensor, masks: Tensor | None = None, boxes: Tensor | None = None) -> Tensor:
         """Retrieval features, L2-normalised: one vector whose cosine distance is the weighted sum of the heads' own.
 

@@ -1,4 +1,4 @@
-"""How PANet came to its parts, an image a row: attention of channel groups, masks, boxes (PMANet, Figures 4 and 8)."""
+"""Parts of vehicles, an image a row: how PANet came to them (PMANet, Figures 4 and 8), how PMNet answers (Figure 9)."""
 
 from __future__ import annotations
 
@@ -46,6 +46,51 @@ def parts_sheet(images: Sequence[LocatedParts], *, tile_size: int = TILE) -> Ima
     if not images:
         raise ValueError("expected at least one image with parts, got none")
     return framed(column([_strip(located, tile_size) for located in images], gap=10), PAPER, 6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartResponses:
+    """An image, its parts, and what the branches of PMNet answer."""
+
+    image: Image
+    """(H, W, 3)."""
+    caption: str
+    boxes: NDArray[np.floating]
+    """(K, 4) left, top, right, bottom as shares of the sides."""
+    maps: Sequence[tuple[str, NDArray[np.floating], NDArray[np.floating]]]
+    """Name of a task and its (K, h, w) response maps before and after attention, over the whole image or, when the
+    name is "partial", over each part."""
+
+
+def responses_sheet(images: Sequence[PartResponses], *, tile_size: int = TILE) -> Image:
+    """Per image the image with its parts, and for each task a row of maps before and one after attention.
+
+    Maps before and after are on a scale of their own each: what counts is where they are hot.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    if not images:
+        raise ValueError("expected at least one image with responses, got none")
+    return framed(column([_responses(shown, tile_size) for shown in images], gap=14), PAPER, 6)
+
+
+def _responses(shown: PartResponses, size: int) -> Image:
+    image = scaled(shown.image, size / max(shown.image.shape[:2]))
+    height, width = image.shape[:2]
+    corners = np.rint(shown.boxes * (width, height, width, height)).astype(int).tolist()
+    parts = [image[top : max(bottom, top + 1), left : max(right, left + 1)] for left, top, right, bottom in corners]
+    rows = []
+    for task, before, after in shown.maps:
+        under = parts if task == "partial" else [image] * len(parts)
+        tiles = [(draw_boxes(image, shown.boxes), shown.caption)]
+        for name, maps in (("before", before), ("after", after)):
+            tiles += [
+                (overlay_heat(part, _stretched(heat, part.shape[:2])), f"{task} {number} {name}")
+                for number, (part, heat) in enumerate(zip(under, maps, strict=True), 1)
+            ]
+        rows.append(row([captioned(fit_tile(tile, size), caption, GREY) for tile, caption in tiles]))
+    return column(rows)
 
 
 def _strip(located: LocatedParts, size: int) -> Image:

@@ -244,7 +244,13 @@ def test_the_report_names_the_method_and_shows_its_losses(experiment: PMNetExper
     with open_data(experiment) as opened:
         page = Path(open_location(write_run_report(experiment, folder, opened)).local_path).read_text()
         plan = describe_plan(experiment, opened, device="cpu", resumed_from=None)
-    for words in ("resnet18, 48x48, PMANet with PPT", "Weights of the identity losses", "Rank lists", "part_transfer"):
+    for words in (
+        "resnet18, 48x48, PMANet with PPT",
+        "Weights of the identity losses",
+        "Rank lists",
+        "part_transfer",
+        "<h2>Branches",
+    ):
         assert words in page
     assert "PMANet: global head, 2 branches (main and partial, attention multi_scale), PPT planes" in plan
     assert "2 boxes each for 18 of 18 images" in plan
