@@ -10,6 +10,7 @@ from reid.config import AnyExperiment, Experiment, KeypointExperiment, PANetExpe
 from reid.contracts import DataError
 from reid.data.draws import Purpose, epoch_integers
 from reid.data.loader import LoaderConfig
+from reid.data.occlusion import OcclusionConfig
 from reid.data.shard_set import ShardSet, Verify, open_shards
 from reid.data.stream import EvalStream, TrainStream
 
@@ -81,15 +82,20 @@ def annotated_rows(experiment: KeypointExperiment, shards: ShardSet) -> tuple[ND
 
 
 def open_eval_stream(
-    experiment: AnyExperiment, shards: ShardSet, rows: NDArray[np.int64], device: torch.device
+    experiment: AnyExperiment,
+    shards: ShardSet,
+    rows: NDArray[np.int64],
+    device: torch.device,
+    occlusion: OcclusionConfig | None = None,
 ) -> EvalStream:
-    """The given rows in order, each once, on their way to a device."""
+    """The given rows in order, each once, on their way to a device; occluded ones where that is asked for."""
     return EvalStream(
         shards,
         rows,
         experiment.data.transform,
         _loader(experiment, device).model_copy(update={"masks": False}),
         batch_size=experiment.evaluation.batch_size,
+        occlusion=occlusion,
     )
 
 
