@@ -9,6 +9,8 @@ repeated. Nothing here can harm the training that goes on beside it.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,13 +35,15 @@ from reid.build.keypoint_evaluation import (
     load_trained_detector,
     predict_rows,
 )
+from reid.build.occlusion import SeverityResult, evaluate_severities
 from reid.config import AnyExperiment, KeypointExperiment, ReidExperiment, experiment_of
 from reid.contracts import Embeddings
+from reid.data.occlusion import OcclusionConfig
 from reid.data.shard_set import ShardSet
 from reid.evaluation.distances import rank_blocks
 from reid.evaluation.extract import join_embeddings, select_embeddings
 from reid.evaluation.keypoint_prediction import PredictedPeaks, join_peaks
-from reid.evaluation.protocols import rows_of_trials
+from reid.evaluation.protocols import Trial, rows_of_trials
 from reid.evaluation.ranking import PositiveRanks
 from reid.storage import open_location
 
@@ -66,18 +70,28 @@ class PendingEvaluation:
             EvaluationFailed: It failed, or took longer than its limit.
         """
         try:
-            evaluation: Evaluation = ray.get(self.reference, timeout=wait_seconds)
-            return evaluation
+            with _failures_in_words():
+                evaluation: Evaluation = ray.get(self.reference, timeout=wait_seconds)
+                return evaluation
         except GetTimeoutError:
             return None
-        except RayTaskError as error:
-            raise EvaluationFailed(str(error.cause).strip() or type(error.cause).__name__) from error
-        except RayError as error:
-            raise EvaluationFailed(str(error).strip().splitlines()[0]) from error
 
     def cancel(self) -> None:
         """Ends the tasks of this evaluation."""
         ray.cancel(self.reference, force=False, recursive=True)
+
+
+@contextmanager
+def _failures_in_words() -> Iterator[None]:
+    """EvaluationFailed for what a task died of; a wait that ended in vain stays what it is."""
+    try:
+        yield
+    except GetTimeoutError:
+        raise
+    except RayTaskError as error:
+        raise EvaluationFailed(str(error.cause).strip() or type(error.cause).__name__) from error
+    except RayError as error:
+        raise EvaluationFailed(str(error).strip().splitlines()[0]) from error
 
 
 def start_evaluation(experiment: AnyExperiment, checkpoint: str, name: str = "") -> PendingEvaluation:
@@ -97,6 +111,23 @@ def evaluate_checkpoint(experiment: AnyExperiment, checkpoint: str, name: str = 
     return evaluation
 
 
+def evaluate_occluded(
+    experiment: ReidExperiment, checkpoint: str, severities: Sequence[float], seed: int, name: str = ""
+) -> tuple[SeverityResult, ...]:
+    """Evaluates a checkpoint folder on clean and on occluded queries, on evaluation workers, and waits.
+
+    Raises:
+        EvaluationFailed: It failed, or a severity took longer than the limit.
+    """
+    occlusions = [OcclusionConfig(severity=severity, seed=seed) for severity in severities]
+    plain = experiment.model_dump(mode="json")
+    with _failures_in_words():
+        results: tuple[SeverityResult, ...] = ray.get(
+            _coordinate_occluded.remote(plain, checkpoint, occlusions, name or experiment.name)
+        )
+        return results
+
+
 @ray.remote(num_cpus=0, max_retries=2)
 def _coordinate(experiment_json: dict[str, Any], checkpoint: str, name: str) -> Evaluation:
     began = time.monotonic()
@@ -112,23 +143,56 @@ def _coordinate(experiment_json: dict[str, Any], checkpoint: str, name: str) -> 
 def _coordinate_retrieval(
     experiment: ReidExperiment, shards: ShardSet, checkpoint: str, name: str, began: float
 ) -> Evaluation:
-    options = evaluation_options(experiment.cluster)
-    workers = experiment.cluster.evaluation_workers
     trials = evaluation_trials(experiment, shards)
     embedded, deadline = _in_slices(_embed, experiment, checkpoint, rows_of_trials(trials))
     embeddings = join_embeddings(embedded)
+    ranks = _rank_in_blocks(experiment, trials, embeddings, embeddings, deadline)
+    trained = load_trained_model(open_location(checkpoint), torch.device("cpu"))
+    return conclude(experiment, trained, shards, trials, ranks, embeddings, name=name, seconds=time.monotonic() - began)
+
+
+@ray.remote(num_cpus=0, max_retries=2)
+def _coordinate_occluded(
+    experiment_json: dict[str, Any], checkpoint: str, occlusions: Sequence[OcclusionConfig], name: str
+) -> tuple[SeverityResult, ...]:
+    experiment = experiment_of(experiment_json)
+    assert not isinstance(experiment, KeypointExperiment), "the caller has a retrieval run"
+    deadline = 0.0
+
+    def embed(rows: NDArray[np.int64], occlusion: OcclusionConfig | None) -> Embeddings:
+        nonlocal deadline
+        embedded, deadline = _in_slices(_embed, experiment, checkpoint, rows, occlusion)
+        return join_embeddings(embedded)
+
+    def rank(trials: Sequence[Trial], queries: Embeddings, gallery: Embeddings) -> Sequence[PositiveRanks]:
+        return _rank_in_blocks(experiment, trials, queries, gallery, deadline)
+
+    with open_data(experiment, verify="sizes") as shards:
+        trained = load_trained_model(open_location(checkpoint), torch.device("cpu"))
+        return evaluate_severities(experiment, trained, shards, occlusions, embed=embed, rank=rank, name=name)
+
+
+def _rank_in_blocks(
+    experiment: ReidExperiment,
+    trials: Sequence[Trial],
+    queries: Embeddings,
+    gallery: Embeddings,
+    deadline: float,
+) -> list[PositiveRanks]:
+    """The ranks of each trial, blocks of its queries on evaluation workers."""
+    options = evaluation_options(experiment.cluster)
+    workers = experiment.cluster.evaluation_workers
     budget = max((experiment.evaluation.memory_budget_mb << 20) // workers, LEAST_BUDGET_BYTES)
     ranks = []
     for trial in trials:
-        gallery = ray.put(select_embeddings(embeddings, trial.gallery_rows))
+        entries = ray.put(select_embeddings(gallery, trial.gallery_rows))
         blocks = [rows for rows in np.array_split(trial.query_rows, workers) if len(rows)]
         ranked = [
-            _rank.options(**options).remote(select_embeddings(embeddings, rows), gallery, trial.remove_junk, budget)
+            _rank.options(**options).remote(select_embeddings(queries, rows), entries, trial.remove_junk, budget)
             for rows in blocks
         ]
         ranks.append(PositiveRanks.join(_get(ranked, deadline)))
-    trained = load_trained_model(open_location(checkpoint), torch.device("cpu"))
-    return conclude(experiment, trained, shards, trials, ranks, embeddings, name=name, seconds=time.monotonic() - began)
+    return ranks
 
 
 def _coordinate_detector(
@@ -143,13 +207,21 @@ def _coordinate_detector(
 
 
 def _in_slices(
-    task: Any, experiment: AnyExperiment, checkpoint: str, rows: NDArray[np.int64]
+    task: Any, experiment: AnyExperiment, checkpoint: str, rows: NDArray[np.int64], *more: Any
 ) -> tuple[list[Any], float]:
-    """What evaluation workers make of slices of rows, and the time at which the evaluation is given up."""
+    """What evaluation workers make of slices of rows, and the time at which the evaluation is given up.
+
+    Args:
+        task: Takes the experiment, the checkpoint, rows, and what is in `more`.
+        experiment: The run.
+        checkpoint: Its folder.
+        rows: (N,) rows of the index.
+        more: Further arguments of the task.
+    """
     options = evaluation_options(experiment.cluster)
     plain = experiment.model_dump(mode="json")
     slices = np.array_split(rows, experiment.cluster.evaluation_workers)
-    references = [task.options(**options).remote(plain, checkpoint, part) for part in slices if len(part)]
+    references = [task.options(**options).remote(plain, checkpoint, part, *more) for part in slices if len(part)]
     # Workers may have to wait until training leaves them a CPU; the clock starts with the first finished slice.
     ray.wait(references, num_returns=1)
     deadline = time.monotonic() + experiment.cluster.evaluation_timeout_seconds
@@ -168,12 +240,18 @@ def _get(references: list[Any], deadline: float) -> list[Any]:
 
 
 @ray.remote
-def _embed(experiment_json: dict[str, Any], checkpoint: str, rows: NDArray[np.int64]) -> Embeddings:
+def _embed(
+    experiment_json: dict[str, Any],
+    checkpoint: str,
+    rows: NDArray[np.int64],
+    occlusion: OcclusionConfig | None = None,
+) -> Embeddings:
     experiment = experiment_of(experiment_json)
     assert not isinstance(experiment, KeypointExperiment), "the coordinator told them apart"
     device = _prepare_worker(experiment)
     with open_data(experiment, verify="sizes") as shards:
-        return embed_rows(experiment, load_trained_model(open_location(checkpoint), device), shards, rows, device)
+        trained = load_trained_model(open_location(checkpoint), device)
+        return embed_rows(experiment, trained, shards, rows, device, occlusion)
 
 
 @ray.remote

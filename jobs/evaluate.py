@@ -2,11 +2,17 @@
 
     python jobs/evaluate.py runs/ppt-veri776/checkpoints/step-00141600
     python jobs/evaluate.py runs/ppt-wild/checkpoints/step-00302820 --protocol veriwild-small --protocol veriwild-large
+    python jobs/evaluate.py runs/ppt-veri776/checkpoints/step-00141600 --occluded curve --curve occlusion.png
     ray job submit --working-dir . -- python jobs/evaluate.py /runs/a/checkpoints/step-00001200 data.shards=/data/other
 
 Data set and settings are those of the run that trained the checkpoint unless key=value overrides say otherwise. Prints
 one table; `--output` writes figures, protocol and hashes as JSON. Exit codes as for training: 0, 2 (call), 3 (data), 4
 (failed), 130 (Ctrl-C), 143 (SIGTERM).
+
+--occluded SEVERITY also evaluates queries of which a colour patch covers that share of the area (0.2: 20 %), one patch
+an image, its place, aspect and colour drawn from the image's key and --occluded-seed, larger severities around smaller
+ones; the gallery stays clean. `curve` stands for 0.05,0.1,0.15,0.2,0.25,0.3. --patches writes the patches, --curve
+draws mAP and R1 by severity, beside those that another checkpoint's --output holds (--curve-with).
 """
 
 from __future__ import annotations
@@ -14,10 +20,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.command_line import exit_code, set_up_logging
 from cluster.evaluation import evaluate_checkpoint
+from cluster.occlusion_job import OcclusionJob, add_occlusion_arguments, occlusion_job
 from cluster.resources import check_evaluation_resources, ray_connection
 from cluster.trainer import with_absolute_addresses
 from reid.build.checkpoints import load_trained_experiment
@@ -38,6 +46,7 @@ def main() -> int:
         "--protocol", action="append", metavar="NAME", help=f"may be repeated; one of {', '.join(PROTOCOLS)}"
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file to write")
+    add_occlusion_arguments(parser)
     parser.add_argument("--no-ray", action="store_true", help="evaluate in this process")
     arguments = parser.parse_intermixed_args()
     set_up_logging()
@@ -47,12 +56,16 @@ def main() -> int:
 def _evaluate(arguments: argparse.Namespace) -> None:
     location = open_location(arguments.checkpoint)
     trained = with_absolute_addresses(with_overrides(load_trained_experiment(location), arguments.overrides))
+    occluded = occlusion_job(arguments, trained)
     experiments: list[AnyExperiment] = [trained]
     match trained:
         case KeypointExperiment() if arguments.protocol:
             raise ValueError("--protocol: a keypoint detector has none, it is measured on annotated images; remove it")
         case _ if arguments.protocol:
             experiments = [with_overrides(trained, [f"evaluation.protocol={name}"]) for name in arguments.protocol]
+    if occluded is not None:
+        _evaluate_occluded(arguments, experiments, location, occluded)
+        return
     if arguments.no_ray:
         results = [_evaluate_here(experiment, location).result for experiment in experiments]
     else:
@@ -62,6 +75,22 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     print(print_results(results))
     if arguments.output:
         arguments.output.write_text(json.dumps([result.to_json() for result in results], indent=1, allow_nan=False))
+
+
+def _evaluate_occluded(
+    arguments: argparse.Namespace, experiments: Sequence[AnyExperiment], location: Location, job: OcclusionJob
+) -> None:
+    retrievals = [experiment for experiment in experiments if not isinstance(experiment, KeypointExperiment)]
+    if arguments.no_ray:
+        results = job.evaluate(retrievals, location, ray=False)
+    else:
+        with ray_connection():
+            check_evaluation_resources(retrievals[0].cluster)
+            results = job.evaluate(retrievals, location, ray=True)
+    print(print_results([found.result for found in results]))
+    if arguments.output:
+        arguments.output.write_text(json.dumps([found.to_json() for found in results], indent=1, allow_nan=False))
+    job.write(results)
 
 
 def _evaluate_here(experiment: AnyExperiment, location: Location) -> Evaluation:

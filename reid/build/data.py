@@ -10,6 +10,7 @@ from reid.config import AnyExperiment, KeypointExperiment, PMNetExperiment
 from reid.contracts import DataError
 from reid.data.draws import Purpose, epoch_integers
 from reid.data.loader import LoaderConfig
+from reid.data.occlusion import OcclusionConfig
 from reid.data.shard_set import ShardSet, Verify, open_shards
 from reid.data.stream import EvalStream, TrainStream
 
@@ -80,9 +81,16 @@ def annotated_rows(experiment: KeypointExperiment, shards: ShardSet) -> tuple[ND
 
 
 def open_eval_stream(
-    experiment: AnyExperiment, shards: ShardSet, rows: NDArray[np.int64], device: torch.device
+    experiment: AnyExperiment,
+    shards: ShardSet,
+    rows: NDArray[np.int64],
+    device: torch.device,
+    occlusion: OcclusionConfig | None = None,
 ) -> EvalStream:
-    """The given rows in order, each once, on their way to a device; with masks and boxes where retrieval takes them."""
+    """The given rows in order, each once, on their way to a device.
+
+    With masks and boxes where retrieval takes them, and occluded where that is asked for.
+    """
     return EvalStream(
         shards,
         rows,
@@ -91,6 +99,7 @@ def open_eval_stream(
         batch_size=experiment.evaluation.batch_size,
         num_parts=evaluation_parts(experiment),
         stripes=_uses_stripes(experiment),
+        occlusion=occlusion,
     )
 
 

@@ -17,6 +17,8 @@ from reid.build.results import Result
 from reid.build.training import ReidModel, build_model
 from reid.config import Experiment, PANetExperiment, PMNetExperiment, ReidExperiment
 from reid.contracts import Embeddings
+from reid.data.occluded_queries import occlusion_of
+from reid.data.occlusion import OcclusionConfig
 from reid.data.shard_set import ShardSet
 from reid.data.stream import has_part_boxes
 from reid.evaluation.examples import RankList, choose_queries, nearest_entries
@@ -73,11 +75,16 @@ def load_trained_model(checkpoint: Location, device: torch.device) -> TrainedMod
 
 
 def embed_rows(
-    experiment: ReidExperiment, trained: TrainedModel, shards: ShardSet, rows: NDArray[np.int64], device: torch.device
+    experiment: ReidExperiment,
+    trained: TrainedModel,
+    shards: ShardSet,
+    rows: NDArray[np.int64],
+    device: torch.device,
+    occlusion: OcclusionConfig | None = None,
 ) -> Embeddings:
-    """Features of the given rows of the index."""
+    """Features of the given rows of the index, occluded where that is asked for."""
     evaluation = experiment.evaluation
-    stream = open_eval_stream(experiment, shards, rows, device)
+    stream = open_eval_stream(experiment, shards, rows, device, occlusion)
     try:
         features, samples = extract_features(
             trained.model.embed, stream, device, precision=evaluation.precision, flip=evaluation.flip
@@ -107,12 +114,14 @@ def conclude(
     """Figures and examples from the ranks of all trials."""
     evaluation = experiment.evaluation
     notes = [*protocol_notes(list(trials), shards.index), *_part_notes(experiment, shards, list(trials))]
+    if (occlusion := occlusion_of(shards.manifest)) is not None:
+        notes.append(f"the data set holds occluded queries, seed {occlusion.seed}")
     if evaluation.flip:
         notes.append("features averaged over each image and its mirror image")
     if trained.data_hash != shards.manifest.hash:
         notes.append(f"trained on another data set (manifest {trained.data_hash[:12]})")
     result = make_result(
-        evaluation.protocol, trials, ranks,
+        evaluation.protocol if occlusion is None else occlusion.label(evaluation.protocol), trials, ranks,
         checkpoint_hash=trained.checkpoint_hash, manifest_hash=shards.manifest.hash, name=name,
         post_processing="none", notes=notes, trapezoid=evaluation.trapezoid_ap, seconds=seconds,
     )  # fmt: skip

@@ -9,11 +9,12 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from reid.contracts import Settings
+from reid.contracts import Settings, Split
 
 MASK: Final = "mask.png"
 BOXES: Final = "boxes.json"
 KEYPOINTS: Final = "keypoints"
+IMAGE: Final = "image"
 """Kinds of additions, as the manifest counts them; the first two are endings of members."""
 MASK_MAKERS: Final = ("coarse-masks", "parts")
 """Names of the enrichments whose flags are about masks."""
@@ -26,6 +27,7 @@ class Sample:
     """One image of the source and what is known about it."""
 
     key: str
+    split: Split
     image: memoryview
     """The image file."""
     width: int
@@ -41,6 +43,8 @@ class Sample:
 class Additions:
     """What a sample is given; None: it keeps what it has."""
 
+    image: bytes | None = None
+    """PNG of the image's size."""
     mask: bytes | None = None
     """PNG of the image's size, 0 background, 255 vehicle."""
     keypoints: NDArray[np.float32] | None = None

@@ -7,6 +7,7 @@ raw integers. So the same plan and the same augmentation result on every machine
 
 from __future__ import annotations
 
+import hashlib
 from enum import IntEnum
 
 import numpy as np
@@ -34,6 +35,7 @@ class Purpose(IntEnum):
     BACKGROUND = 28
     REPLACEMENT = 30
     HELD_OUT = 40
+    OCCLUDED_QUERY = 50
 
 
 def epoch_integers(seed: int, epoch: int, purpose: Purpose, count: int) -> NDArray[np.uint64]:
@@ -69,6 +71,24 @@ def step_fractions(seed: int, epoch: int, purpose: Purpose, step: int, shape: tu
     # the step sits in the second word of the 256-bit counter: each step has 2**64 blocks of its own
     generator = np.random.Philox(key=key, counter=np.array([0, step, 0, 0], dtype=np.uint64))
     return as_fractions(generator.random_raw(int(np.prod(shape)))).reshape(shape)
+
+
+def key_fractions(seed: int, purpose: Purpose, key: str, count: int) -> NDArray[np.float64]:
+    """Numbers of one image by its key, uniform in [0, 1), whatever other images there are.
+
+    Args:
+        seed: >= 0.
+        purpose: Which stream.
+        key: Of the image.
+        count: How many.
+
+    Returns:
+        (count,) float64; fewer are the beginning of more.
+    """
+    words = np.frombuffer(hashlib.sha256(key.encode()).digest()[:24], dtype="<u8")
+    # the first word counts the blocks of a stream, the other three say which stream
+    counter = np.concatenate((np.zeros(1, dtype=np.uint64), words.astype(np.uint64)))
+    return as_fractions(np.random.Philox(key=stream_key(seed, 0, purpose), counter=counter).random_raw(count))
 
 
 def slot_bytes(key: NDArray[np.uint64], step: int, slot: int, count: int) -> NDArray[np.uint8]:

@@ -13,8 +13,8 @@ from typing import Any
 
 from reid import storage
 from reid.contracts import DataError
-from reid.data.additions import BOX_MAKERS, BOXES, KEYPOINTS, MASK, MASK_MAKERS, Additions, Enrichment, Sample
-from reid.data.image_header import image_size
+from reid.data.additions import BOX_MAKERS, BOXES, IMAGE, KEYPOINTS, MASK, MASK_MAKERS, Additions, Enrichment, Sample
+from reid.data.image_header import image_format, image_size
 from reid.data.index import Index, IndexRow, index_from_rows
 from reid.data.manifest import ShardInfo
 from reid.data.staging import ShardResult, stage_shard
@@ -66,7 +66,7 @@ def _write_tar(task: EnrichTask, path: Path, enrichment: Enrichment) -> ShardRes
             row = _write_sample(tar, source, _flagged(source, name, added), added, members[source.key], content)
             rows.append(row)
             problems.update([added.problem] if added.problem else [])
-            given = {MASK: added.mask, KEYPOINTS: added.keypoints, BOXES: added.boxes}
+            given = {MASK: added.mask, KEYPOINTS: added.keypoints, BOXES: added.boxes, IMAGE: added.image}
             counts.update(kind for kind, value in given.items() if value is not None)
             for measure, value in added.measures.items():
                 measured.setdefault(measure, []).append(float(value))
@@ -120,6 +120,7 @@ def _sample_of(row: IndexRow, content: memoryview) -> Sample:
     mask = None if row.mask_offset < 0 else content[row.mask_offset : row.mask_offset + row.mask_size]
     return Sample(
         key=row.key,
+        split=row.split,
         image=content[row.image_offset : row.image_offset + row.image_size],
         width=row.width,
         height=row.height,
@@ -130,6 +131,9 @@ def _sample_of(row: IndexRow, content: memoryview) -> Sample:
 
 def _flagged(row: IndexRow, name: str, added: Additions) -> IndexRow:
     """The row with what was added; flags of the same enrichment and of what was replaced go."""
+    if added.image is not None:
+        assert image_format(added.image) == "png", f"{row.key}: an image that is no PNG"
+        assert image_size(added.image) == (row.width, row.height), f"{row.key}: an image of another size than before"
     if added.mask is not None:
         assert image_size(added.mask) == (row.width, row.height), f"{row.key}: a mask of another size than the image"
     # What flagged the replaced mask says nothing about the new one.
@@ -173,14 +177,18 @@ def _write_sample(
         metadata = _changed_metadata(bytes(metadata), row)
     mask = added.mask if added.mask is not None else data_of(MASK)
     boxes = data_of(BOXES) if added.boxes is None else json.dumps(added.boxes.tolist()).encode()
-    image_data = content[image.offset : image.offset + image.size]
-    image_offset = tar.add(image.name, image_data)
+    image_name, image_data = image.name, content[image.offset : image.offset + image.size]
+    if added.image is not None:
+        image_name, image_data = f"{row.key}.png", memoryview(added.image)
+    image_offset = tar.add(image_name, image_data)
     tar.add(f"{row.key}.json", metadata)
     mask_offset = -1 if mask is None else tar.add(f"{row.key}.{MASK}", mask)
     if boxes is not None:
         tar.add(f"{row.key}.{BOXES}", boxes)
     mask_size = -1 if mask is None else len(mask)
-    return replace(row, image_offset=image_offset, mask_offset=mask_offset, mask_size=mask_size)
+    return replace(
+        row, image_offset=image_offset, image_size=len(image_data), mask_offset=mask_offset, mask_size=mask_size
+    )
 
 
 def _changed_metadata(data: bytes, row: IndexRow) -> bytes:

@@ -20,7 +20,7 @@ import numpy as np
 
 from reid import storage
 from reid.contracts import DataError
-from reid.data.additions import BOXES, KEYPOINTS, MASK, Enrichment, Provenance
+from reid.data.additions import BOXES, IMAGE, KEYPOINTS, MASK, Enrichment, Provenance
 from reid.data.enriched_shard import EnrichTask, enrich_shard
 from reid.data.index import Index
 from reid.data.manifest import ENRICHED_SCHEMA, Addition, Manifest
@@ -126,7 +126,7 @@ def join_results(
     for result in ordered:
         problems.update(result.repairs)
         counts.update(result.counts)
-    members = {name: counts[name] for name in (MASK, KEYPOINTS, BOXES) if counts[name]}
+    members = {name: counts[name] for name in (MASK, KEYPOINTS, BOXES, IMAGE) if counts[name]}
     if not members:
         found = ", ".join(f"{count} {kind}" for kind, count in problems.most_common())
         raise ValueError(f"{provenance.name} gave none of {source.num_images} images anything ({found or 'no reason'})")

@@ -20,6 +20,7 @@ from reid.contracts import Batch
 from reid.data.decode import UnreadableImageError, decode_image, decode_mask
 from reid.data.index import Index
 from reid.data.loader import LoadedBatch, LoaderConfig, LoadRequest, OrderedLoader, SkippedImage
+from reid.data.occlusion import OcclusionConfig, occlude
 from reid.data.plan import (
     Exposure,
     IdentityTable,
@@ -245,6 +246,7 @@ class EvalStream:
         batch_size: int,
         num_parts: int = 0,
         stripes: bool = False,
+        occlusion: OcclusionConfig | None = None,
     ) -> None:
         """Nothing is read or started yet.
 
@@ -256,6 +258,7 @@ class EvalStream:
             batch_size: Images of a batch, >= 1.
             num_parts: As of `TrainStream`.
             stripes: Likewise.
+            occlusion: Paint a patch into each image; keypoints, masks and part boxes stay those of the clean image.
 
         Raises:
             ValueError: A batch size below 1, missing masks.
@@ -266,7 +269,9 @@ class EvalStream:
         _check_masks(shards.index, self.rows, loader_config)
         check_part_boxes(shards.index, 0 if stripes else num_parts)
         self._batch_size = batch_size
-        maker = _EvalBatches(shards, transform_config, loader_config.masks or num_parts > 0, num_parts, stripes)
+        maker = _EvalBatches(
+            shards, transform_config, loader_config.masks or num_parts > 0, num_parts, stripes, occlusion
+        )
         self._loader = OrderedLoader(maker, loader_config)
 
     def __len__(self) -> int:
@@ -363,6 +368,7 @@ class _EvalBatches:
     masks: bool
     num_parts: int
     stripes: bool
+    occlusion: OcclusionConfig | None
 
     def __call__(self, request: LoadRequest) -> LoadedBatch:
         config, rows = self.transform_config, request.rows.copy()
@@ -371,6 +377,8 @@ class _EvalBatches:
         masks = np.empty((len(rows), config.height, config.width), dtype=np.uint8) if self.masks else None
         for place, row in enumerate(rows.tolist()):
             raw, mask = _read_sample(self.shards, row, self.masks)
+            if self.occlusion is not None:
+                occlude(raw, self.shards.index.key[row], self.occlusion)
             transform.image(raw, images[place])
             if masks is not None:
                 assert mask is not None, "read because masks are asked for"

@@ -152,7 +152,7 @@ def result_rows(results: Sequence[RetrievalResult]) -> ResultRows:
         for kind in kinds:
             row += _percents(cells.get(kind))
         rows.append(tuple(row))
-    notes = dict.fromkeys(f"{result.protocol}: {note}" for result in results for note in result.notes)
+    notes = _notes(results)
     post = dict.fromkeys(f"+RR: {kind}" for kind in kinds if kind != "none")
     trapezoid = dict.fromkeys(
         f"{result.protocol}: official trapezoid mAP {100 * result.metrics.trapezoid_mAP:.1f}"
@@ -160,6 +160,21 @@ def result_rows(results: Sequence[RetrievalResult]) -> ResultRows:
         if result.metrics.trapezoid_mAP is not None
     )
     return ResultRows(header, tuple(rows), (*post, *notes, *trapezoid))
+
+
+def _notes(results: Sequence[RetrievalResult]) -> tuple[str, ...]:
+    """Each note once, with its protocol, or with `all` where each of several protocols has it."""
+    protocols: dict[str, set[str]] = {}
+    for result in results:
+        for note in result.notes:
+            protocols.setdefault(note, set()).add(result.protocol)
+    num_protocols = len({result.protocol for result in results})
+    notes = (
+        f"{'all' if 1 < num_protocols == len(protocols[note]) else result.protocol}: {note}"
+        for result in results
+        for note in result.notes
+    )
+    return tuple(dict.fromkeys(notes))
 
 
 def results_table(results: Sequence[RetrievalResult]) -> str:

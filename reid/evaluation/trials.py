@@ -19,13 +19,23 @@ def evaluate_trials(
     embeddings: Embeddings,
     trials: Sequence[Trial],
     *,
+    queries: Embeddings | None = None,
     memory_budget_bytes: int = 2**30,
     progress: Progress | None = None,
 ) -> list[PositiveRanks]:
-    """The ranks of each trial, in this process. `embeddings` holds every row of the trials."""
+    """The ranks of each trial, in this process.
+
+    Args:
+        embeddings: Of every row of the trials, or, with `queries`, of every row of their galleries.
+        trials: Who queries whom.
+        queries: Other features of every query, such as those of occluded images, for its part as a query: where it
+            stands in the gallery of another trial it keeps that of `embeddings`.
+        memory_budget_bytes: For blocks of distances.
+        progress: As of `rank_blocks`.
+    """
     return [
         rank_blocks(
-            select_embeddings(embeddings, trial.query_rows),
+            select_embeddings(embeddings if queries is None else queries, trial.query_rows),
             select_embeddings(embeddings, trial.gallery_rows),
             remove_junk=trial.remove_junk,
             memory_budget_bytes=memory_budget_bytes,

@@ -1,10 +1,10 @@
-"""Curves of a run as SVG, legible on light and dark pages."""
+"""Curves of a run as SVG, legible on light and dark pages, or as PNG on white."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, Literal
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -23,7 +23,10 @@ def draw_curves(
     y_label: str,
     title: str = "",
     log_y: bool = False,
+    from_zero: bool = False,
+    num_per_colour: int = 1,
     size_inches: tuple[float, float] = (5.2, 3.1),
+    picture_format: Literal["svg", "png"] = "svg",
 ) -> bytes:
     """Named curves in one picture.
 
@@ -33,10 +36,13 @@ def draw_curves(
         y_label: Such as "loss".
         title: Above the picture.
         log_y: Logarithmic y axis.
+        from_zero: The y axis begins at zero.
+        num_per_colour: So many curves, one after the other, share a colour; all but the first of them are dashed.
         size_inches: Width and height.
+        picture_format: SVG without a background, or PNG on white.
 
     Returns:
-        An SVG file; the same points give the same bytes.
+        The file; the same points give the same bytes.
 
     Raises:
         ValueError: If there is no point at all.
@@ -46,7 +52,7 @@ def draw_curves(
     # Not pyplot: no global state, no display, no import-time backend.
     with matplotlib.rc_context({"svg.hashsalt": "curves", "svg.fonttype": "none", "font.size": 9}):
         figure = Figure(figsize=size_inches, layout="constrained")
-        figure.patch.set_alpha(0)
+        figure.patch.set_alpha(0 if picture_format == "svg" else 1)
         axes = figure.add_subplot()
         axes.patch.set_alpha(0)
         for number, (name, points) in enumerate(curves.items()):
@@ -54,11 +60,14 @@ def draw_curves(
                 continue
             x, y = zip(*points, strict=True)
             marker = "o" if len(points) <= 40 else ""
-            colour = _COLOURS[number % len(_COLOURS)]
-            axes.plot(x, y, label=name, color=colour, marker=marker, markersize=3, linewidth=1.6)
+            place, in_group = divmod(number, num_per_colour)
+            colour, style = _COLOURS[place % len(_COLOURS)], "--" if in_group else "-"
+            axes.plot(x, y, label=name, color=colour, linestyle=style, marker=marker, markersize=3, linewidth=1.6)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
         if log_y:
             axes.set_yscale("log")
+        if from_zero:
+            axes.set_ylim(bottom=0)
         axes.set_xlabel(x_label, color=_GREY)
         axes.set_ylabel(y_label, color=_GREY)
         axes.set_title(title, color=_GREY, loc="left", fontsize=10)
@@ -71,5 +80,6 @@ def draw_curves(
         if len(curves) > 1:
             axes.legend(frameon=False, labelcolor=_GREY, fontsize=8)
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        metadata = {"Date": None} if picture_format == "svg" else {"Software": None}
+        figure.savefig(buffer, format=picture_format, metadata=metadata, dpi=160)
     return buffer.getvalue()

@@ -57,7 +57,15 @@ def benchmark(files: list[bytes], repeats: int) -> dict[str, Any]:
         pixels = decode_image(data)
         height, width = pixels.shape[:2]
         samples.append(
-            Sample(key=str(number), image=memoryview(data), width=width, height=height, mask=None, keypoints=None)
+            Sample(
+                key=str(number),
+                split="train",
+                image=memoryview(data),
+                width=width,
+                height=height,
+                mask=None,
+                keypoints=None,
+            )
         )
         padded = plain_padded(pixels)
         squares.append((padded, np.ascontiguousarray(padded[::-1, ::-1])))

@@ -145,7 +145,7 @@ def test_annotated_keypoints_are_kept_when_asked(tmp_path: Path, source: Path, t
 
 def test_an_image_that_cannot_be_read_gets_its_reason(trained: TrainedDetector) -> None:
     def sample(key: str, data: bytes) -> Sample:
-        return Sample(key=key, image=memoryview(data), width=40, height=30, mask=None, keypoints=None)
+        return Sample(key=key, split="train", image=memoryview(data), width=40, height=30, mask=None, keypoints=None)
 
     good = encoded_noise(3)
     samples = [sample("a", good), sample("b", good[:-40]), sample("c", b"no image"), sample("d", good)]

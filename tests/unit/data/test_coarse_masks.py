@@ -147,7 +147,7 @@ def test_an_image_that_cannot_be_read_gets_the_ellipse_of_its_size() -> None:
     whole = encoded_noise(0, 30, 20)
     files = [whole, whole[:-50], b"<html>"]
     samples = [
-        Sample(key=str(n), image=memoryview(data), width=30, height=20, mask=None, keypoints=None)
+        Sample(key=str(n), split="train", image=memoryview(data), width=30, height=20, mask=None, keypoints=None)
         for n, data in enumerate(files)
     ]
     _, truncated, unreadable = CoarseMasks(FAST)(iter(samples))

@@ -153,6 +153,15 @@ def test_deviations_notes_and_the_second_figure_are_printed():
     assert "note: veri776: official trapezoid mAP 79.0" in table
 
 
+def test_a_note_of_every_protocol_is_printed_once():
+    one, two = (result(protocol=name, notes=("flipped", f"of {name}")) for name in ("a", "b"))
+    assert [line for line in results_table([one, two]).splitlines() if line.startswith("note")] == [
+        "note: all: flipped",
+        "note: a: of a",
+        "note: b: of b",
+    ]
+
+
 def test_markdown_and_rich_show_the_same_numbers():
     markdown = results_markdown([result(name="ppt")])
     assert "| ppt | veri776 | 1,678 | 80.6 | 90.6 | 95.6 | 97.6 | 40.3 |" in markdown.splitlines()

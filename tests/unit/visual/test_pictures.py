@@ -172,6 +172,19 @@ def test_curves_are_svg_with_their_names_and_the_same_bytes_each_time():
     assert "epoch" in text
 
 
+def test_curves_as_png_are_on_white_and_share_colours_in_pairs():
+    curves = {f"{run} {figure}": [(0, 80.0), (5, 40.0 + number)] for number, run in enumerate("ab") for figure in "xy"}
+    options = {"x_label": "share", "y_label": "%", "from_zero": True, "num_per_colour": 2}
+    png = draw_curves(curves, **options, picture_format="png")
+    assert png == draw_curves(curves, **options, picture_format="png")
+    picture = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
+    assert (picture[0] == 255).all()
+    svg = draw_curves(curves, **options).decode()
+    assert svg.count("stroke: #2484de") == svg.count("stroke: #e06c24") > 0
+    assert "stroke: #24a860" not in svg
+    assert "stroke-dasharray" in svg
+
+
 def test_curves_without_points_are_refused():
     with pytest.raises(ValueError, match="at least one point to draw for 'mAP'"):
         draw_curves({"mAP": []}, x_label="epoch", y_label="mAP")
