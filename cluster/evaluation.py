@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
+from cluster.ranking import rank_trial, results_of
 from cluster.resources import evaluation_options, threads_for
 from reid.build.data import open_data
 from reid.build.evaluation import (
@@ -36,15 +37,10 @@ from reid.build.keypoint_evaluation import (
 from reid.config import AnyExperiment, Experiment, KeypointExperiment, PANetExperiment, ReidExperiment, experiment_of
 from reid.contracts import Embeddings
 from reid.data.shard_set import ShardSet
-from reid.evaluation.distances import rank_blocks
-from reid.evaluation.extract import join_embeddings, select_embeddings
+from reid.evaluation.extract import join_embeddings
 from reid.evaluation.keypoint_prediction import PredictedPeaks, join_peaks
 from reid.evaluation.protocols import rows_of_trials
-from reid.evaluation.ranking import PositiveRanks
 from reid.storage import open_location
-
-LEAST_BUDGET_BYTES = 32 << 20
-"""What ranking a block needs at the least; many workers on one small budget get this much each."""
 
 
 class EvaluationFailed(RuntimeError):  # noqa: N818 - an outcome, reported as such
@@ -112,21 +108,10 @@ def _coordinate(experiment_json: dict[str, Any], checkpoint: str, name: str) -> 
 def _coordinate_retrieval(
     experiment: ReidExperiment, shards: ShardSet, checkpoint: str, name: str, began: float
 ) -> Evaluation:
-    options = evaluation_options(experiment.cluster)
-    workers = experiment.cluster.evaluation_workers
     trials = evaluation_trials(experiment, shards)
     embedded, deadline = _in_slices(_embed, experiment, checkpoint, rows_of_trials(trials))
     embeddings = join_embeddings(embedded)
-    budget = max((experiment.evaluation.memory_budget_mb << 20) // workers, LEAST_BUDGET_BYTES)
-    ranks = []
-    for trial in trials:
-        gallery = ray.put(select_embeddings(embeddings, trial.gallery_rows))
-        blocks = [rows for rows in np.array_split(trial.query_rows, workers) if len(rows)]
-        ranked = [
-            _rank.options(**options).remote(select_embeddings(embeddings, rows), gallery, trial.remove_junk, budget)
-            for rows in blocks
-        ]
-        ranks.append(PositiveRanks.join(_get(ranked, deadline)))
+    ranks = [rank_trial(experiment, trial, embeddings, deadline) for trial in trials]
     trained = load_trained_model(open_location(checkpoint), torch.device("cpu"))
     return conclude(experiment, trained, shards, trials, ranks, embeddings, name=name, seconds=time.monotonic() - began)
 
@@ -153,18 +138,7 @@ def _in_slices(
     # Workers may have to wait until training leaves them a CPU; the clock starts with the first finished slice.
     ray.wait(references, num_returns=1)
     deadline = time.monotonic() + experiment.cluster.evaluation_timeout_seconds
-    return _get(references, deadline), deadline
-
-
-def _get(references: list[Any], deadline: float) -> list[Any]:
-    """The results of tasks; cancels what is left of them at the deadline."""
-    try:
-        results: list[Any] = ray.get(references, timeout=max(0.0, deadline - time.monotonic()))
-        return results
-    except GetTimeoutError:
-        for reference in references:
-            ray.cancel(reference, force=True)
-        raise TimeoutError("slices were not done within cluster.evaluation_timeout_seconds") from None
+    return results_of(references, deadline), deadline
 
 
 @ray.remote
@@ -188,8 +162,3 @@ def _prepare_worker(experiment: AnyExperiment) -> torch.device:
     """The device of an evaluation worker, its threads set."""
     torch.set_num_threads(threads_for(experiment.cluster.cpus_per_evaluation_worker))
     return torch.device("cuda" if experiment.cluster.gpus_per_evaluation_worker else "cpu")
-
-
-@ray.remote
-def _rank(query: Embeddings, gallery: Embeddings, remove_junk: bool, memory_budget_bytes: int) -> PositiveRanks:
-    return rank_blocks(query, gallery, remove_junk=remove_junk, memory_budget_bytes=memory_budget_bytes)

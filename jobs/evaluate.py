@@ -26,6 +26,7 @@ from reid.build.keypoint_evaluation import evaluate_keypoints_here
 from reid.build.results import print_results
 from reid.config import AnyExperiment, Experiment, KeypointExperiment, PANetExperiment, with_overrides
 from reid.evaluation.protocols import PROTOCOLS
+from reid.evaluation.rerank_config import read_reranking
 from reid.storage import Location, open_location
 
 
@@ -36,6 +37,11 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a setting of the run")
     parser.add_argument(
         "--protocol", action="append", metavar="NAME", help=f"may be repeated; one of {', '.join(PROTOCOLS)}"
+    )
+    parser.add_argument(
+        "--rerank",
+        metavar="K1,K2,LAMBDA",
+        help="also give re-ranked figures: numbers such as 80,15,0.2, or auto for those usual with each protocol",
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file to write")
     parser.add_argument("--no-ray", action="store_true", help="evaluate in this process")
@@ -53,6 +59,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             raise ValueError("--protocol: a keypoint detector has none, it is measured on annotated images; remove it")
         case Experiment() | PANetExperiment() if arguments.protocol:
             experiments = [with_overrides(trained, [f"evaluation.protocol={name}"]) for name in arguments.protocol]
+    if arguments.rerank:
+        experiments = [_with_reranking(experiment, arguments.rerank) for experiment in experiments]
     if arguments.no_ray:
         results = [_evaluate_here(experiment, location).result for experiment in experiments]
     else:
@@ -62,6 +70,16 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     print(print_results(results))
     if arguments.output:
         arguments.output.write_text(json.dumps([result.to_json() for result in results], indent=1, allow_nan=False))
+
+
+def _with_reranking(experiment: AnyExperiment, text: str) -> AnyExperiment:
+    match experiment:
+        case KeypointExperiment():
+            raise ValueError("--rerank: a keypoint detector ranks nothing; remove it")
+        case Experiment() | PANetExperiment():
+            rerank = read_reranking(text, experiment.evaluation.protocol)
+            evaluation = experiment.evaluation.model_copy(update={"rerank": rerank})
+            return experiment.model_copy(update={"evaluation": evaluation})
 
 
 def _evaluate_here(experiment: AnyExperiment, location: Location) -> Evaluation:
