@@ -52,7 +52,11 @@ def normalised(features: NDArray[np.floating], name: str = "features") -> Float3
 
 
 def cosine_distances(
-    query: Float32Array, gallery: Float32Array, out: Float32Array | None = None, *, tile_queries: int = TILE_QUERIES
+    query: Float32Array,
+    gallery: Float32Array,
+    out: Float32Array | None = None,
+    *,
+    tile: tuple[int, int] = (TILE_QUERIES, TILE_GALLERY),
 ) -> Float32Array:
     """`1 - query @ gallery.T` of normalised features, computed in tiles of one fixed shape.
 
@@ -60,7 +64,7 @@ def cosine_distances(
         query: (Q, D) rows of length one.
         gallery: (N, D) rows of length one.
         out: (Q, N) float32 to write into.
-        tile_queries: Rows of a tile; distances are the same bits only among calls with one value. Taller tiles are
+        tile: Rows and columns of a tile; distances are the same bits only among calls with one shape. Taller tiles are
             faster where there are rows to fill them.
 
     Returns:
@@ -68,13 +72,14 @@ def cosine_distances(
     """
     if out is None:
         out = np.empty((len(query), len(gallery)), np.float32)
-    tile = torch.empty((tile_queries, TILE_GALLERY))
-    for top in range(0, len(query), tile_queries):
-        rows = _padded(query[top : top + tile_queries], tile_queries)
-        for left in range(0, len(gallery), TILE_GALLERY):
-            torch.mm(rows, _padded(gallery[left : left + TILE_GALLERY], TILE_GALLERY).T, out=tile)
-            target = out[top : top + tile_queries, left : left + TILE_GALLERY]
-            np.subtract(1, tile.numpy()[: target.shape[0], : target.shape[1]], out=target)
+    height, width = tile
+    product = torch.empty(tile)
+    for top in range(0, len(query), height):
+        rows = _padded(query[top : top + height], height)
+        for left in range(0, len(gallery), width):
+            torch.mm(rows, _padded(gallery[left : left + width], width).T, out=product)
+            target = out[top : top + height, left : left + width]
+            np.subtract(1, product.numpy()[: target.shape[0], : target.shape[1]], out=target)
     return out
 
 

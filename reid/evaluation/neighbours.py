@@ -17,14 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reid.evaluation.counting import Float32Array, Int64Array
-from reid.evaluation.distances import TILE_GALLERY, cosine_distances
+from reid.evaluation.distances import cosine_distances
 
 Int32Array = NDArray[np.int32]
 
-BLOCK: Final = TILE_GALLERY
-"""Images are compared block by block; a block is as wide as a tile."""
-TILE_ROWS: Final = 512
-"""Rows of a tile: products of this height run about half as fast again as those of a few queries."""
+BLOCK: Final = 512
+"""Images are compared block with block, in one tile: high enough for a fast product, small enough that little is
+computed twice on the diagonal."""
 _LEAST_SCALE: Final = np.float32(1e-6)
 """Distances are divided by the farthest one, which is rounding only when all images are the same."""
 _NOBODY: Final = np.iinfo(np.int64).max
@@ -107,7 +106,7 @@ def block_pairs(num_images: int) -> Int64Array:
 def neighbours_in_pairs(images: Images, num_neighbours: int, pairs: Int64Array) -> PartialNeighbours:
     """The nearest images within some pairs of blocks; `PartialNeighbours.join` puts the workers' parts together.
 
-    Needs about 40 MB beside 8 bytes a neighbour and image.
+    Needs about 20 MB beside 8 bytes a neighbour and image.
 
     Args:
         images: All images, of length-1 features.
@@ -115,18 +114,15 @@ def neighbours_in_pairs(images: Images, num_neighbours: int, pairs: Int64Array) 
         pairs: (P, 2) some of `block_pairs`.
     """
     nearest = _Nearest(len(images), num_neighbours)
-    memory = np.empty(TILE_ROWS * BLOCK, np.float32)
-    for first, second in pairs.tolist():
-        left, right = second * BLOCK, min((second + 1) * BLOCK, len(images))
-        columns = images.block(left, right)
-        end = min((first + 1) * BLOCK, len(images))
-        for top in range(first * BLOCK, end, TILE_ROWS):
-            rows = images.block(top, min(top + TILE_ROWS, end))
-            tile = memory[: len(rows) * len(columns)].reshape(len(rows), len(columns))
-            cosine_distances(rows, columns, out=tile, tile_queries=TILE_ROWS)
-            nearest.add_to_rows(tile, top, left)
-            if first != second:
-                nearest.add_to_columns(tile, top, left)
+    memory = np.empty(BLOCK * BLOCK, np.float32)
+    for top, left in (pairs * BLOCK).tolist():
+        rows = images.block(top, min(top + BLOCK, len(images)))
+        columns = images.block(left, min(left + BLOCK, len(images)))
+        tile = memory[: len(rows) * len(columns)].reshape(len(rows), len(columns))
+        cosine_distances(rows, columns, out=tile, tile=(BLOCK, BLOCK))
+        nearest.add_to_rows(tile, top, left)
+        if top != left:
+            nearest.add_to_columns(tile, top, left)
     return PartialNeighbours(keys=nearest.keys, farthest=nearest.farthest)
 
 

@@ -132,11 +132,11 @@ def encode(images: Images, neighbours: Neighbours, k1: int, begin: int, end: int
         candidates = own[rows, places]
         member[rows, candidates] = True
         # Each candidate's own set of half the size: (candidates, half), of which `is_half` belong.
-        others, belongs = nearest[candidates, :half], is_half[candidates]
-        num_common = np.count_nonzero(member[rows[:, None], others] & belongs, axis=1)
-        joins = (3 * num_common > 2 * half_sizes[candidates])[:, None] & belongs
         flat = member.reshape(-1)
-        flat[(others + rows[:, None] * len(nearest))[joins]] = True
+        others, belongs = nearest[candidates, :half] + rows[:, None] * len(nearest), is_half[candidates]
+        num_common = np.count_nonzero(flat.take(others) & belongs, axis=1)
+        joins = 3 * num_common > 2 * half_sizes[candidates]
+        flat[others[joins][belongs[joins]]] = True
         found = np.flatnonzero(flat)
         rows, columns = np.divmod(found, len(nearest))
         numbers = np.arange(len(own))[:, None]

@@ -7,9 +7,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from reid.evaluation import neighbours as module
 from reid.evaluation.distances import cosine_distances
-from reid.evaluation.neighbours import Images, PartialNeighbours, block_pairs, neighbours_in_pairs
+from reid.evaluation.neighbours import BLOCK, Images, PartialNeighbours, block_pairs, neighbours_in_pairs
 from tests.unit.evaluation.small_sets import random_embeddings
 
 
@@ -22,7 +21,7 @@ def neighbours_of(query, gallery, num_neighbours, num_parts=1):
 def assert_as_sorted(query, gallery, num_neighbours, num_parts=1):
     """Compares with a stable sort of all distances, to the bit."""
     features = np.concatenate((query, gallery))
-    distances = cosine_distances(features, features, tile_queries=module.TILE_ROWS)
+    distances = cosine_distances(features, features, tile=(BLOCK, BLOCK))
     order = np.argsort(distances, axis=1, kind="stable")[:, :num_neighbours]
     actual = neighbours_of(query, gallery, num_neighbours, num_parts)
     assert np.array_equal(actual.indices, order)
@@ -31,7 +30,7 @@ def assert_as_sorted(query, gallery, num_neighbours, num_parts=1):
 
 
 @pytest.mark.parametrize("num_parts", [1, 2, 5])
-@pytest.mark.parametrize(("sizes", "num_neighbours"), [((30, 500), 530), ((300, 4000), 21), ((2048, 2049), 81)])
+@pytest.mark.parametrize(("sizes", "num_neighbours"), [((30, 300), 330), ((200, 1400), 21), ((512, 513), 81)])
 def test_neighbours_are_those_of_a_stable_sort(sizes, num_neighbours, num_parts):
     query, gallery = (random_embeddings(seed, size).features for seed, size in enumerate(sizes))
     assert_as_sorted(query, gallery, num_neighbours, num_parts)
@@ -41,7 +40,7 @@ def test_neighbours_are_those_of_a_stable_sort(sizes, num_neighbours, num_parts)
 def test_duplicates_are_ordered_by_image(num_parts):
     generator = np.random.default_rng(3)
     few = random_embeddings(1, 9).features
-    query, gallery = few[generator.integers(0, 9, 100)], few[generator.integers(0, 9, 4200)]
+    query, gallery = few[generator.integers(0, 9, 100)], few[generator.integers(0, 9, 1500)]
     assert_as_sorted(query, gallery, 30, num_parts)
 
 

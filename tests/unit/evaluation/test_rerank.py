@@ -17,7 +17,7 @@ from reid.evaluation.distances import TILE_GALLERY, TILE_QUERIES, WORKING_BYTES,
 from reid.evaluation.distances import rank_before_and_after as rank
 from reid.evaluation.extract import join_embeddings, select_embeddings
 from reid.evaluation.metrics import summarise
-from reid.evaluation.neighbours import TILE_ROWS, Images, PartialNeighbours, block_pairs, neighbours_in_pairs
+from reid.evaluation.neighbours import BLOCK, Images, PartialNeighbours, block_pairs, neighbours_in_pairs
 from reid.evaluation.protocols import PROTOCOLS, EvaluationConfig, Trial
 from reid.evaluation.ranking import PositiveRanks
 from reid.evaluation.rerank import Encodings, Reranking, encode, expand, rerank
@@ -40,7 +40,7 @@ def reranked(query, gallery, config):
 def expected_distances(query, gallery, config):
     """The same by the oracle."""
     features = np.concatenate((query, gallery))
-    distances = cosine_distances(features, features, tile_queries=TILE_ROWS).tolist()
+    distances = cosine_distances(features, features, tile=(BLOCK, BLOCK)).tolist()
     return np.array(reference.rerank(distances, len(query), config.k1, config.k2, config.weight))
 
 
