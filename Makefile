@@ -43,7 +43,7 @@ kill-campaign-ray: $(READY)  ## 5 kills of workers and drivers of a training on 
 	$(BIN)/python -m pytest -m slow tests/cluster
 
 bench: $(READY)  ## all benchmarks, results as JSON below build/benchmarks
-	@for name in loader masks triplet step ranking ray_overhead; do \
+	@for name in loader masks triplet step ranking rerank ray_overhead; do \
 	  echo "== $$name"; $(BIN)/python -m tests.benchmarks.bench_$$name --output build/benchmarks/$$name.json || exit 1; done
 
 lock: $(READY)  ## resolve the newest packages into requirements.lock

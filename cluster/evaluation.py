@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
+from cluster.ranking import rank_trial, results_of
 from cluster.resources import evaluation_options, threads_for
 from reid.build.data import open_data
 from reid.build.evaluation import (
@@ -40,15 +41,11 @@ from reid.config import AnyExperiment, KeypointExperiment, ReidExperiment, exper
 from reid.contracts import Embeddings
 from reid.data.occlusion import OcclusionConfig
 from reid.data.shard_set import ShardSet
-from reid.evaluation.distances import rank_blocks
-from reid.evaluation.extract import join_embeddings, select_embeddings
+from reid.evaluation.extract import join_embeddings
 from reid.evaluation.keypoint_prediction import PredictedPeaks, join_peaks
 from reid.evaluation.protocols import Trial, rows_of_trials
-from reid.evaluation.ranking import PositiveRanks
+from reid.evaluation.trials import TrialRanks
 from reid.storage import open_location
-
-LEAST_BUDGET_BYTES = 32 << 20
-"""What ranking a block needs at the least; many workers on one small budget get this much each."""
 
 
 class EvaluationFailed(RuntimeError):  # noqa: N818 - an outcome, reported as such
@@ -146,7 +143,7 @@ def _coordinate_retrieval(
     trials = evaluation_trials(experiment, shards)
     embedded, deadline = _in_slices(_embed, experiment, checkpoint, rows_of_trials(trials))
     embeddings = join_embeddings(embedded)
-    ranks = _rank_in_blocks(experiment, trials, embeddings, embeddings, deadline)
+    ranks = [rank_trial(experiment, trial, embeddings, embeddings, deadline) for trial in trials]
     trained = load_trained_model(open_location(checkpoint), torch.device("cpu"))
     return conclude(experiment, trained, shards, trials, ranks, embeddings, name=name, seconds=time.monotonic() - began)
 
@@ -164,35 +161,12 @@ def _coordinate_occluded(
         embedded, deadline = _in_slices(_embed, experiment, checkpoint, rows, occlusion)
         return join_embeddings(embedded)
 
-    def rank(trials: Sequence[Trial], queries: Embeddings, gallery: Embeddings) -> Sequence[PositiveRanks]:
-        return _rank_in_blocks(experiment, trials, queries, gallery, deadline)
+    def rank(trials: Sequence[Trial], queries: Embeddings, gallery: Embeddings) -> Sequence[TrialRanks]:
+        return [rank_trial(experiment, trial, queries, gallery, deadline) for trial in trials]
 
     with open_data(experiment, verify="sizes") as shards:
         trained = load_trained_model(open_location(checkpoint), torch.device("cpu"))
         return evaluate_severities(experiment, trained, shards, occlusions, embed=embed, rank=rank, name=name)
-
-
-def _rank_in_blocks(
-    experiment: ReidExperiment,
-    trials: Sequence[Trial],
-    queries: Embeddings,
-    gallery: Embeddings,
-    deadline: float,
-) -> list[PositiveRanks]:
-    """The ranks of each trial, blocks of its queries on evaluation workers."""
-    options = evaluation_options(experiment.cluster)
-    workers = experiment.cluster.evaluation_workers
-    budget = max((experiment.evaluation.memory_budget_mb << 20) // workers, LEAST_BUDGET_BYTES)
-    ranks = []
-    for trial in trials:
-        entries = ray.put(select_embeddings(gallery, trial.gallery_rows))
-        blocks = [rows for rows in np.array_split(trial.query_rows, workers) if len(rows)]
-        ranked = [
-            _rank.options(**options).remote(select_embeddings(queries, rows), entries, trial.remove_junk, budget)
-            for rows in blocks
-        ]
-        ranks.append(PositiveRanks.join(_get(ranked, deadline)))
-    return ranks
 
 
 def _coordinate_detector(
@@ -225,18 +199,7 @@ def _in_slices(
     # Workers may have to wait until training leaves them a CPU; the clock starts with the first finished slice.
     ray.wait(references, num_returns=1)
     deadline = time.monotonic() + experiment.cluster.evaluation_timeout_seconds
-    return _get(references, deadline), deadline
-
-
-def _get(references: list[Any], deadline: float) -> list[Any]:
-    """The results of tasks; cancels what is left of them at the deadline."""
-    try:
-        results: list[Any] = ray.get(references, timeout=max(0.0, deadline - time.monotonic()))
-        return results
-    except GetTimeoutError:
-        for reference in references:
-            ray.cancel(reference, force=True)
-        raise TimeoutError("slices were not done within cluster.evaluation_timeout_seconds") from None
+    return results_of(references, deadline), deadline
 
 
 @ray.remote
@@ -266,8 +229,3 @@ def _prepare_worker(experiment: AnyExperiment) -> torch.device:
     """The device of an evaluation worker, its threads set."""
     torch.set_num_threads(threads_for(experiment.cluster.cpus_per_evaluation_worker))
     return torch.device("cuda" if experiment.cluster.gpus_per_evaluation_worker else "cpu")
-
-
-@ray.remote
-def _rank(query: Embeddings, gallery: Embeddings, remove_junk: bool, memory_budget_bytes: int) -> PositiveRanks:
-    return rank_blocks(query, gallery, remove_junk=remove_junk, memory_budget_bytes=memory_budget_bytes)

@@ -34,6 +34,7 @@ from reid.build.keypoint_evaluation import evaluate_keypoints_here
 from reid.build.results import print_results
 from reid.config import AnyExperiment, KeypointExperiment, with_overrides
 from reid.evaluation.protocols import PROTOCOLS
+from reid.evaluation.rerank_config import read_reranking
 from reid.storage import Location, open_location
 
 
@@ -44,6 +45,11 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a setting of the run")
     parser.add_argument(
         "--protocol", action="append", metavar="NAME", help=f"may be repeated; one of {', '.join(PROTOCOLS)}"
+    )
+    parser.add_argument(
+        "--rerank",
+        metavar="K1,K2,LAMBDA",
+        help="also give re-ranked figures: numbers such as 80,15,0.2, or auto for those usual with each protocol",
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file to write")
     add_occlusion_arguments(parser)
@@ -63,6 +69,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             raise ValueError("--protocol: a keypoint detector has none, it is measured on annotated images; remove it")
         case _ if arguments.protocol:
             experiments = [with_overrides(trained, [f"evaluation.protocol={name}"]) for name in arguments.protocol]
+    if arguments.rerank:
+        experiments = [_with_reranking(experiment, arguments.rerank) for experiment in experiments]
     if occluded is not None:
         _evaluate_occluded(arguments, experiments, location, occluded)
         return
@@ -91,6 +99,16 @@ def _evaluate_occluded(
     if arguments.output:
         arguments.output.write_text(json.dumps([found.to_json() for found in results], indent=1, allow_nan=False))
     job.write(results)
+
+
+def _with_reranking(experiment: AnyExperiment, text: str) -> AnyExperiment:
+    match experiment:
+        case KeypointExperiment():
+            raise ValueError("--rerank: a keypoint detector ranks nothing; remove it")
+        case _:
+            rerank = read_reranking(text, experiment.evaluation.protocol)
+            evaluation = experiment.evaluation.model_copy(update={"rerank": rerank})
+            return experiment.model_copy(update={"evaluation": evaluation})
 
 
 def _evaluate_here(experiment: AnyExperiment, location: Location) -> Evaluation:

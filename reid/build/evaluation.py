@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,8 @@ from reid.evaluation.examples import RankList, choose_queries, nearest_entries
 from reid.evaluation.extract import extract_features, make_embeddings, select_embeddings
 from reid.evaluation.protocols import Trial, protocol_notes, protocol_trials, rows_of_trials
 from reid.evaluation.ranking import PositiveRanks
-from reid.evaluation.trials import evaluate_trials, make_result
+from reid.evaluation.results import RetrievalResult
+from reid.evaluation.trials import TrialRanks, check_reranking, evaluate_trials, make_result
 from reid.storage import Location
 
 
@@ -96,8 +97,15 @@ def embed_rows(
 
 
 def evaluation_trials(experiment: ReidExperiment, shards: ShardSet) -> list[Trial]:
-    """Who queries whom under the experiment's protocol."""
-    return protocol_trials(experiment.evaluation.protocol, shards.index, experiment.evaluation.trials)
+    """Who queries whom under the experiment's protocol.
+
+    Raises:
+        ValueError: The data set has no images for it, or too few for the re-ranking.
+    """
+    evaluation = experiment.evaluation
+    trials = protocol_trials(evaluation.protocol, shards.index, evaluation.trials)
+    check_reranking(evaluation.rerank, trials)
+    return trials
 
 
 def conclude(
@@ -105,7 +113,7 @@ def conclude(
     trained: TrainedModel,
     shards: ShardSet,
     trials: Sequence[Trial],
-    ranks: Sequence[PositiveRanks],
+    ranks: Sequence[TrialRanks],
     embeddings: Embeddings,
     *,
     name: str,
@@ -120,14 +128,25 @@ def conclude(
         notes.append("features averaged over each image and its mirror image")
     if trained.data_hash != shards.manifest.hash:
         notes.append(f"trained on another data set (manifest {trained.data_hash[:12]})")
-    result = make_result(
-        evaluation.protocol if occlusion is None else occlusion.label(evaluation.protocol), trials, ranks,
-        checkpoint_hash=trained.checkpoint_hash, manifest_hash=shards.manifest.hash, name=name,
-        post_processing="none", notes=notes, trapezoid=evaluation.trapezoid_ap, seconds=seconds,
-    )  # fmt: skip
+    if evaluation.rerank is not None and evaluation.protocol.startswith("vehicleid"):
+        notes.append("re-ranking looks for several positives of a query, and here is one")
+
+    def result_of(ranks: Sequence[PositiveRanks], post_processing: str = "none") -> RetrievalResult:
+        return make_result(
+            evaluation.protocol if occlusion is None else occlusion.label(evaluation.protocol), trials, ranks,
+            checkpoint_hash=trained.checkpoint_hash, manifest_hash=shards.manifest.hash, name=name,
+            post_processing=post_processing, notes=notes, trapezoid=evaluation.trapezoid_ap, seconds=seconds,
+        )  # fmt: skip
+
+    result = result_of([trial.base for trial in ranks])
+    if evaluation.rerank is not None:
+        after = [trial.reranked for trial in ranks if trial.reranked is not None]
+        # What both have in common is said once, by the base result.
+        reranked = replace(result_of(after, evaluation.rerank.describe()), notes=(), drawn_galleries={})
+        result = replace(result, reranked=reranked)
     return Evaluation(
         result=result,
-        examples=tuple(_examples(experiment, trials[0], ranks[0], embeddings)),
+        examples=tuple(_examples(experiment, trials[0], ranks[0].base, embeddings)),
         settings=evaluation.model_dump(mode="json"),
     )
 
@@ -154,7 +173,11 @@ def evaluate_here(experiment: ReidExperiment, checkpoint: Location, *, name: str
         trained = load_trained_model(checkpoint, device)
         trials = evaluation_trials(experiment, shards)
         embeddings = embed_rows(experiment, trained, shards, rows_of_trials(trials), device)
-        ranks = evaluate_trials(embeddings, trials, memory_budget_bytes=experiment.evaluation.memory_budget_mb << 20)
+        evaluation = experiment.evaluation
+        ranks = evaluate_trials(
+            embeddings, trials,
+            rerank_config=evaluation.rerank, memory_budget_bytes=evaluation.memory_budget_mb << 20,
+        )  # fmt: skip
         return conclude(
             experiment, trained, shards, trials, ranks, embeddings, name=name, seconds=time.monotonic() - began
         )

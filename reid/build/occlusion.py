@@ -23,9 +23,8 @@ from reid.data.occluded_queries import refuse_occluded
 from reid.data.occlusion import OcclusionConfig, PatchTable, patch_table
 from reid.data.shard_set import ShardSet
 from reid.evaluation.protocols import Trial, rows_of_trials
-from reid.evaluation.ranking import PositiveRanks
 from reid.evaluation.results import RetrievalResult
-from reid.evaluation.trials import evaluate_trials
+from reid.evaluation.trials import TrialRanks, evaluate_trials
 from reid.storage import Location
 
 CURVE = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
@@ -33,7 +32,7 @@ CURVE = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 
 EmbedRows = Callable[[NDArray[np.int64], OcclusionConfig | None], Embeddings]
 """Rows of the index, and how to occlude them, to features."""
-RankTrials = Callable[[Sequence[Trial], Embeddings, Embeddings], Sequence[PositiveRanks]]
+RankTrials = Callable[[Sequence[Trial], Embeddings, Embeddings], Sequence[TrialRanks]]
 """Trials, features of queries, features of galleries -> ranks."""
 
 
@@ -105,7 +104,11 @@ def evaluate_occluded_here(
             [OcclusionConfig(severity=severity, seed=seed) for severity in severities],
             embed=lambda rows, occlusion: embed_rows(experiment, trained, shards, rows, device, occlusion),
             rank=lambda trials, queries, gallery: evaluate_trials(
-                gallery, trials, queries=queries, memory_budget_bytes=budget
+                gallery,
+                trials,
+                queries=queries,
+                rerank_config=experiment.evaluation.rerank,
+                memory_budget_bytes=budget,
             ),
             name=name,
         )
@@ -161,7 +164,9 @@ def evaluate_severities(
             about = (
                 f"one colour patch a query, seed {occlusion.seed}, sha256 {patches.sha256[:12]}; the gallery is clean"
             )
-            result = replace(result, protocol=occlusion.label(result.protocol), notes=(*result.notes, about))
+            label = occlusion.label(result.protocol)
+            reranked = None if result.reranked is None else replace(result.reranked, protocol=label)
+            result = replace(result, protocol=label, notes=(*result.notes, about), reranked=reranked)
         protocol = experiment.evaluation.protocol
         found.append(SeverityResult(result=result, run=experiment.name, protocol=protocol, patches=patches))
         began = time.monotonic()

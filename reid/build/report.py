@@ -161,7 +161,7 @@ def _curves(
     steps = [int(name.rsplit("-", 1)[-1]) for name, _ in evaluations]
     figures = {
         figure: [(step, 100 * result.figures()[figure]) for step, result in zip(steps, results, strict=True)]
-        for figure in (("mAP", "R1", "mINP") if isinstance(results[-1], RetrievalResult) else results[-1].figures())
+        for figure in _drawn_figures(results)
     }
     weights = {key.removeprefix("weight/"): points("epoch", key) for key in keys if key.startswith("weight/")}
     peaks = {key.removeprefix("peak/"): points("epoch", key) for key in keys if key.startswith("peak/")}
@@ -182,6 +182,14 @@ def _curves(
         if any(curves.values())
     ]
     return [Section(title="Course of the run", pictures=pictures)] if pictures else []
+
+
+def _drawn_figures(results: Sequence[Result]) -> list[str]:
+    """Names of the figures that are drawn over the steps: such as every result has."""
+    names = list(results[-1].figures())
+    if isinstance(results[-1], RetrievalResult):
+        names = ["mAP", "R1", "mINP", "mAP+RR", "R1+RR"]
+    return [name for name in names if all(name in result.figures() for result in results)]
 
 
 def _rank_lists(examples: Sequence[Mapping[str, Any]], shards: ShardSet) -> list[Section]:

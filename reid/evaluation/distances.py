@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Called with (queries ranked, queries in total) after each block."""
+DistanceChange = Callable[[Float32Array, int, int], None]
+"""Changes a block of distances in place, given its first query and its first gallery index; each row by itself."""
 
 TILE_QUERIES: Final = 64
 TILE_GALLERY: Final = 2048
@@ -49,26 +51,35 @@ def normalised(features: NDArray[np.floating], name: str = "features") -> Float3
     return result
 
 
-def cosine_distances(query: Float32Array, gallery: Float32Array, out: Float32Array | None = None) -> Float32Array:
+def cosine_distances(
+    query: Float32Array,
+    gallery: Float32Array,
+    out: Float32Array | None = None,
+    *,
+    tile: tuple[int, int] = (TILE_QUERIES, TILE_GALLERY),
+) -> Float32Array:
     """`1 - query @ gallery.T` of normalised features, computed in tiles of one fixed shape.
 
     Args:
         query: (Q, D) rows of length one.
         gallery: (N, D) rows of length one.
         out: (Q, N) float32 to write into.
+        tile: Rows and columns of a tile; distances are the same bits only among calls with one shape. Taller tiles are
+            faster where there are rows to fill them.
 
     Returns:
         (Q, N) float32 in 0..2, up to rounding (a distance to itself may be a little below 0).
     """
     if out is None:
         out = np.empty((len(query), len(gallery)), np.float32)
-    tile = torch.empty((TILE_QUERIES, TILE_GALLERY))
-    for top in range(0, len(query), TILE_QUERIES):
-        rows = _padded(query[top : top + TILE_QUERIES], TILE_QUERIES)
-        for left in range(0, len(gallery), TILE_GALLERY):
-            torch.mm(rows, _padded(gallery[left : left + TILE_GALLERY], TILE_GALLERY).T, out=tile)
-            target = out[top : top + TILE_QUERIES, left : left + TILE_GALLERY]
-            np.subtract(1, tile.numpy()[: target.shape[0], : target.shape[1]], out=target)
+    height, width = tile
+    product = torch.empty(tile)
+    for top in range(0, len(query), height):
+        rows = _padded(query[top : top + height], height)
+        for left in range(0, len(gallery), width):
+            torch.mm(rows, _padded(gallery[left : left + width], width).T, out=product)
+            target = out[top : top + height, left : left + width]
+            np.subtract(1, product.numpy()[: target.shape[0], : target.shape[1]], out=target)
     return out
 
 
@@ -127,6 +138,32 @@ def rank_blocks(
     Raises:
         ValueError: If features do not fit each other or cannot be compared, or the budget is too small.
     """
+    return _rank(query, gallery, (), remove_junk, memory_budget_bytes, progress)[0]
+
+
+def rank_before_and_after(
+    query: Embeddings,
+    gallery: Embeddings,
+    change: DistanceChange,
+    *,
+    remove_junk: bool,
+    memory_budget_bytes: int = 2**30,
+    progress: Progress | None = None,
+) -> tuple[PositiveRanks, PositiveRanks]:
+    """Exact ranks by the distances as they are and by the changed ones, which are computed once; see `rank_blocks`."""
+    before, after = _rank(query, gallery, (change,), remove_junk, memory_budget_bytes, progress)
+    return before, after
+
+
+def _rank(
+    query: Embeddings,
+    gallery: Embeddings,
+    changes: Sequence[DistanceChange],
+    remove_junk: bool,
+    memory_budget_bytes: int,
+    progress: Progress | None,
+) -> list[PositiveRanks]:
+    """Ranks by the distances as they are, and after each change."""
     identities = GalleryIdentities(gallery.vehicle_ids, gallery.camera_ids)
     if query.features.shape[1:] != gallery.features.shape[1:]:
         raise ValueError(
@@ -138,25 +175,35 @@ def rank_blocks(
     num_rows, num_columns = block_shape(len(query), len(gallery), memory_budget_bytes)
     counter = Counter(num_columns)
     memory = np.empty(num_rows * num_columns, np.float32)
-    parts = []
+    parts: list[list[PositiveRanks]] = [[] for _ in range(1 + len(changes))]
     for top in range(0, len(query), num_rows):
         rows = slice(top, min(top + num_rows, len(query)))
-        features = query.features[rows]
         matches = identities.matches(query.vehicle_ids[rows], query.camera_ids[rows], remove_junk=remove_junk)
-        match_distances = np.empty(len(matches.indices), np.float32)
-        for left, block in _column_blocks(features, gallery.features, num_columns, memory):
+        match_distances = [np.empty(len(matches.indices), np.float32) for _ in parts]
+        ranks: list[RankSum] = []
+
+        def states(rows: slice = rows) -> Iterator[tuple[int, int, Float32Array]]:
+            for left, block in _column_blocks(query.features[rows], gallery.features, num_columns, memory):
+                yield 0, left, block
+                for number, change in enumerate(changes, start=1):
+                    change(block, rows.start, left)
+                    yield number, left, block
+
+        for number, left, block in states():
             inside, distances = matches.read_distances(block, left)
-            match_distances[inside] = distances
-        ranks = RankSum(matches, match_distances, len(gallery))
-        if num_columns >= len(gallery):
-            ranks.add(block, counter)
-        else:
-            for left, block in _column_blocks(features, gallery.features, num_columns, memory):
-                ranks.add(block, counter, left)
-        parts.append(ranks.result())
+            match_distances[number][inside] = distances
+            if num_columns >= len(gallery):
+                ranks.append(RankSum(matches, match_distances[number], len(gallery)))
+                ranks[number].add(block, counter)
+        if num_columns < len(gallery):
+            ranks = [RankSum(matches, distances, len(gallery)) for distances in match_distances]
+            for number, left, block in states():
+                ranks[number].add(block, counter, left)
+        for part, rank in zip(parts, ranks, strict=True):
+            part.append(rank.result())
         if progress is not None:
             progress(rows.stop, len(query))
-    return PositiveRanks.join(parts)
+    return [PositiveRanks.join(part) for part in parts]
 
 
 def _column_blocks(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from reid.contracts import Settings, Split
+from reid.evaluation.rerank_config import RerankConfig
 
 Int64Array = NDArray[np.int64]
 
@@ -65,6 +66,8 @@ class EvaluationConfig(Settings):
     """Also give VeRi's official trapezoid mAP, as a second figure."""
     trials: int = Field(10, ge=1)
     """Random galleries drawn by the vehicleid protocols (the benchmark's number is 10); no other protocol uses it."""
+    rerank: RerankConfig | None = None
+    """Also give figures after re-ranking, beside those without; null: only those without."""
     num_rank_lists: int = Field(12, ge=0)
     """Queries shown in the report: easiest, median and hardest, a third each."""
     rank_list_length: int = Field(10, ge=1, le=50)

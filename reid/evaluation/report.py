@@ -19,7 +19,7 @@ from reid.evaluation.results import ResultRows, RetrievalResult, result_rows
 
 MediaType = Literal["image/jpeg", "image/png", "image/svg+xml"]
 
-HEADLINE: Final = ("mAP", "R1", "R5", "R10", "mINP")
+HEADLINE: Final = ("mAP", "R1", "R5", "R10", "mINP", "mAP+RR", "R1+RR")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,6 +109,9 @@ def _head(result: RetrievalResult | KeypointResult) -> _Head:
     match result:
         case RetrievalResult(metrics=metrics):
             deviations = result.deviations()
+            after = result.reranked
+            if after is not None:
+                deviations |= {f"{name}+RR": value for name, value in after.deviations().items()}
             skipped = metrics.num_valid_queries != metrics.num_queries
             return _Head(
                 figures=[
@@ -120,7 +123,10 @@ def _head(result: RetrievalResult | KeypointResult) -> _Head:
                 count_name="valid queries" + (f" of {metrics.num_queries:,}" if skipped else ""),
                 explanation="Percent. AP is the mean precision at each positive, queries without a positive left are"
                 " skipped.",
-                facts={"protocol": result.protocol, "post-processing": result.post_processing},
+                facts={
+                    "protocol": result.protocol,
+                    "post-processing": result.post_processing if after is None else f"{after.post_processing} (+RR)",
+                },
             )
         case KeypointResult():
             return _Head(

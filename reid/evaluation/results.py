@@ -41,13 +41,16 @@ class RetrievalResult:
     """Index rows of each randomly drawn gallery by trial (vehicleid)."""
     seconds: float = 0.0
     """Wall-clock time of extraction and ranking."""
+    reranked: RetrievalResult | None = None
+    """The same queries after re-ranking; part of the base result, so that neither is ever shown for the other."""
 
     def figures(self) -> dict[str, float]:
-        """The headline figures by their short names, fractions 0..1.
+        """The headline figures by their short names, fractions 0..1; re-ranked ones are called `mAP+RR` and so on.
 
         A query count and the trapezoid mAP are no headline figures: see `metrics`.
         """
-        return _figures(self.metrics)
+        after = {} if self.reranked is None else _figures(self.reranked.metrics)
+        return _figures(self.metrics) | {f"{name}+RR": value for name, value in after.items()}
 
     def headline(self) -> float:
         """The figure by which checkpoints are compared."""
@@ -67,6 +70,7 @@ class RetrievalResult:
         data["figures"] = self.figures()
         data["deviations"] = self.deviations()
         data["metrics"] = _metrics_to_json(self.metrics)
+        data["reranked"] = None if self.reranked is None else self.reranked.to_json()
         data["trials"] = [_metrics_to_json(trial) for trial in self.trials]
         for name in ("notes", "trial_names"):
             data[name] = list(data[name])
@@ -98,6 +102,7 @@ class RetrievalResult:
                 trial_names=tuple(data["trial_names"]),
                 drawn_galleries={name: tuple(rows) for name, rows in data["drawn_galleries"].items()},
                 seconds=data["seconds"],
+                reranked=cls.from_json(data["reranked"]) if data.get("reranked") else None,
             )
         except KeyError as error:
             raise ValueError(
@@ -132,6 +137,7 @@ def result_rows(results: Sequence[RetrievalResult]) -> ResultRows:
     Raises:
         ValueError: If two results claim the same cells.
     """
+    results = [each for result in results for each in (result, result.reranked) if each is not None]
     kinds = sorted({result.post_processing for result in results}, key=lambda kind: (kind != "none", kind))
     grouped: dict[tuple[str, str, str], dict[str, RetrievalResult]] = {}
     for result in results:

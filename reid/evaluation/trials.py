@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeGuard
 
 import numpy as np
 
 from reid.contracts import Embeddings
-from reid.evaluation.distances import Progress, rank_blocks
+from reid.evaluation.distances import Progress, rank_before_and_after, rank_blocks
 from reid.evaluation.extract import select_embeddings
 from reid.evaluation.metrics import RetrievalMetrics, summarise
 from reid.evaluation.protocols import Trial
 from reid.evaluation.ranking import PositiveRanks
+from reid.evaluation.rerank import rerank
+from reid.evaluation.rerank_config import RerankConfig
 from reid.evaluation.results import RetrievalResult
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialRanks:
+    """The ranks of a trial's queries, and those after re-ranking where that was asked for."""
+
+    base: PositiveRanks
+    reranked: PositiveRanks | None = None
+
+    @staticmethod
+    def join(parts: Sequence[TrialRanks]) -> TrialRanks:
+        """The ranks of consecutive blocks of queries as one."""
+        after = [part.reranked for part in parts if part.reranked is not None]
+        return TrialRanks(
+            base=PositiveRanks.join([part.base for part in parts]),
+            reranked=PositiveRanks.join(after) if after else None,
+        )
 
 
 def evaluate_trials(
@@ -20,29 +41,57 @@ def evaluate_trials(
     trials: Sequence[Trial],
     *,
     queries: Embeddings | None = None,
+    rerank_config: RerankConfig | None = None,
     memory_budget_bytes: int = 2**30,
     progress: Progress | None = None,
-) -> list[PositiveRanks]:
-    """The ranks of each trial, in this process.
+) -> list[TrialRanks]:
+    """The ranks of each trial, in this process; each trial is re-ranked by itself.
 
     Args:
         embeddings: Of every row of the trials, or, with `queries`, of every row of their galleries.
         trials: Who queries whom.
         queries: Other features of every query, such as those of occluded images, for its part as a query: where it
             stands in the gallery of another trial it keeps that of `embeddings`.
-        memory_budget_bytes: For blocks of distances.
-        progress: As of `rank_blocks`.
+        rerank_config: Also rank after re-ranking.
+        memory_budget_bytes: For a block of distances and its ranking.
+        progress: Called after each block of queries.
+
+    Raises:
+        ValueError: A trial has too few images for the re-ranking.
     """
-    return [
-        rank_blocks(
-            select_embeddings(embeddings if queries is None else queries, trial.query_rows),
-            select_embeddings(embeddings, trial.gallery_rows),
-            remove_junk=trial.remove_junk,
-            memory_budget_bytes=memory_budget_bytes,
-            progress=progress,
-        )
-        for trial in trials
-    ]
+    ranks = []
+    for trial in trials:
+        query = select_embeddings(embeddings if queries is None else queries, trial.query_rows)
+        gallery = select_embeddings(embeddings, trial.gallery_rows)
+        if not changes_ranks(rerank_config):
+            base = rank_blocks(
+                query, gallery, remove_junk=trial.remove_junk, memory_budget_bytes=memory_budget_bytes,
+                progress=progress,
+            )  # fmt: skip
+            ranks.append(TrialRanks(base=base, reranked=None if rerank_config is None else base))
+            continue
+        base, reranked = rank_before_and_after(
+            query, gallery, rerank(query.features, gallery.features, rerank_config).apply,
+            remove_junk=trial.remove_junk, memory_budget_bytes=memory_budget_bytes, progress=progress,
+        )  # fmt: skip
+        ranks.append(TrialRanks(base=base, reranked=reranked))
+    return ranks
+
+
+def check_reranking(config: RerankConfig | None, trials: Sequence[Trial]) -> None:
+    """Refuse a re-ranking that a trial has too few images for.
+
+    Raises:
+        ValueError: With both numbers.
+    """
+    if config is not None:
+        for trial in trials:
+            config.check_size(len(trial.query_rows) + len(trial.gallery_rows))
+
+
+def changes_ranks(config: RerankConfig | None) -> TypeGuard[RerankConfig]:
+    """Whether ranks differ after re-ranking; with all weight on the original distance they are the base ranks."""
+    return config is not None and config.weight < 1
 
 
 def make_result(

@@ -81,3 +81,13 @@ def test_hashes_and_protocol_are_on_the_page(text):
 def test_a_report_without_results_is_refused():
     with pytest.raises(ValueError, match="at least one evaluation result"):
         render_report(Report(title="nothing", results=[]))
+
+
+def test_re_ranked_figures_stand_beside_the_base_in_the_headline_and_in_the_table():
+    after = result(post_processing="re-ranking k1=80 k2=15 lambda=0.2", metrics=metrics(0.89))
+    text = render_report(Report(title="both", results=[result(name="now", reranked=after)]))
+    head, table = text[: text.index("<table>")], text[text.index("<table>") :]
+    assert head.index("<b>80.6") < head.index("<b>89.0")
+    assert "<span>mAP+RR (%)" in head
+    assert "<th>mAP+RR</th>" in table
+    assert "+RR: re-ranking k1=80 k2=15 lambda=0.2" in table

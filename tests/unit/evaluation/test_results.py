@@ -56,7 +56,7 @@ def drawn():
 
 def test_several_trials_give_mean_deviation_and_the_drawn_lists(drawn):
     embeddings, trials = drawn
-    ranks = evaluate_trials(embeddings, trials)
+    ranks = [trial.base for trial in evaluate_trials(embeddings, trials)]
     actual = make_result("vehicleid-small", trials, ranks, checkpoint_hash="c", manifest_hash="m")
 
     values = [trial.mAP for trial in actual.trials]
@@ -69,7 +69,7 @@ def test_several_trials_give_mean_deviation_and_the_drawn_lists(drawn):
 
 def test_map_of_vehicleid_is_the_mean_reciprocal_rank(drawn):
     embeddings, trials = drawn
-    (ranks,) = evaluate_trials(embeddings, trials[:1])
+    ranks = evaluate_trials(embeddings, trials[:1])[0].base
     actual = make_result("vehicleid-small", trials[:1], [ranks], checkpoint_hash="c", manifest_hash="m")
     query, gallery = (select_embeddings(embeddings, rows) for rows in (trials[0].query_rows, trials[0].gallery_rows))
     similarity = query.features.astype(np.float64) @ gallery.features.T.astype(np.float64)
@@ -97,8 +97,9 @@ def test_a_single_trial_is_its_own_mean():
             post_processing="re-ranking k1=80 k2=15 lambda=0.2",
             metrics=replace(metrics(0.81), trapezoid_mAP=0.7),
         ),
+        result(reranked=result(post_processing="re-ranking k1=20 k2=6 lambda=0.3", metrics=metrics(0.83))),
     ],
-    ids=["plain", "everything"],
+    ids=["plain", "everything", "re-ranked"],
 )
 def test_json_gives_the_same_result_back(example):
     text = json.dumps(example.to_json(), allow_nan=False)
@@ -133,6 +134,22 @@ def test_base_and_re_ranked_figures_stand_side_by_side():
     )
     assert lines[2].split()[2:] == ["80.6", "90.6", "95.6", "97.6", "40.3", "83.0", "93.0", "98.0", "100.0", "41.5"]
     assert lines[3] == "note: +RR: re-ranking k1=80 k2=15 lambda=0.2"
+
+
+def test_a_re_ranked_result_is_part_of_the_base_result():
+    both = result(reranked=result(post_processing="re-ranking k1=20 k2=6 lambda=0.3", metrics=metrics(0.83)))
+    assert (both.figures()["mAP"], both.figures()["mAP+RR"]) == (0.806, 0.83)
+    assert both.headline() == 0.806
+    lines = results_table([both, result(name="other")]).splitlines()
+    assert lines[2].split()[2:] == ["80.6", "90.6", "95.6", "97.6", "40.3", "83.0", "93.0", "98.0", "100.0", "41.5"]
+    assert lines[3].split()[-5:] == ["-"] * 5
+    assert lines[4] == "note: +RR: re-ranking k1=20 k2=6 lambda=0.3"
+
+
+def test_a_result_stored_before_re_ranking_is_read():
+    data = result().to_json()
+    del data["reranked"]
+    assert RetrievalResult.from_json(data) == result()
 
 
 def test_the_same_cell_twice_is_refused():

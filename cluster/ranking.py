@@ -1,0 +1,172 @@
+"""A trial's queries ranked by evaluation workers, and re-ranked: each step of it in as many tasks as there are workers.
+
+What every task of a step needs is put into Ray's object store once.
+"""
+
+from __future__ import annotations
+
+import time
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+from ray.exceptions import GetTimeoutError
+
+from cluster.resources import evaluation_options
+from reid.config import ReidExperiment
+from reid.contracts import Embeddings
+from reid.evaluation.counting import Float32Array
+from reid.evaluation.distances import rank_before_and_after, rank_blocks
+from reid.evaluation.extract import select_embeddings
+from reid.evaluation.neighbours import (
+    Images,
+    Neighbours,
+    PartialNeighbours,
+    block_pairs,
+    neighbours_in_pairs,
+)
+from reid.evaluation.protocols import Trial
+from reid.evaluation.rerank import Encodings, Reranking, encode, expand
+from reid.evaluation.rerank_config import RerankConfig
+from reid.evaluation.trials import TrialRanks, changes_ranks
+
+LEAST_BUDGET_BYTES = 32 << 20
+"""What ranking a block needs at the least; many workers on one small budget get this much each."""
+
+
+def rank_trial(
+    experiment: ReidExperiment, trial: Trial, queries: Embeddings, galleries: Embeddings, deadline: float
+) -> TrialRanks:
+    """The ranks of a trial: its queries in blocks, re-ranked or not.
+
+    Args:
+        experiment: Its evaluation settings and cluster.
+        trial: Who queries whom.
+        queries: Of every query, at least.
+        galleries: Of every gallery image, at least; mostly the same.
+        deadline: Of `time.monotonic`.
+
+    Raises:
+        TimeoutError: At the deadline.
+    """
+    options = evaluation_options(experiment.cluster)
+    workers = experiment.cluster.evaluation_workers
+    budget = max((experiment.evaluation.memory_budget_mb << 20) // workers, LEAST_BUDGET_BYTES)
+    config = experiment.evaluation.rerank
+    query = select_embeddings(queries, trial.query_rows)
+    gallery = select_embeddings(galleries, trial.gallery_rows)
+    shared = ray.put(gallery)
+    blocks = _ranges(len(query), workers)
+    if not changes_ranks(config):
+        ranked = [
+            _rank.options(**options).remote(_rows(query, *block), shared, trial.remove_junk, budget) for block in blocks
+        ]
+        base = TrialRanks.join(results_of(ranked, deadline))
+        return base if config is None else TrialRanks(base=base.base, reranked=base.base)
+    neighbours, expanded = _encode_on_workers(experiment, config, query, shared, len(gallery), deadline)
+    of_gallery = ray.put(expanded.rows(len(query), len(expanded)))
+    ranked = [
+        _rerank.options(**options).remote(
+            _rows(query, begin, end), shared, config.weight, expanded.rows(begin, end),
+            neighbours.farthest[begin:end], of_gallery, trial.remove_junk, budget,
+        )
+        for begin, end in blocks
+    ]  # fmt: skip
+    return TrialRanks.join(results_of(ranked, deadline))
+
+
+def _encode_on_workers(
+    experiment: ReidExperiment,
+    config: RerankConfig,
+    query: Embeddings,
+    gallery: Any,
+    gallery_size: int,
+    deadline: float,
+) -> tuple[Neighbours, Encodings]:
+    """Neighbours and expanded encodings of all images, each step shared by the workers (`reid.evaluation.rerank`)."""
+    options = evaluation_options(experiment.cluster)
+    workers = experiment.cluster.evaluation_workers
+    features, size = ray.put(query.features), len(query) + gallery_size
+    pairs = [some for some in np.array_split(block_pairs(size), workers) if len(some)]
+    found = [_neighbours.options(**options).remote(features, gallery, config.k1 + 1, some) for some in pairs]
+    neighbours = PartialNeighbours.join(results_of(found, deadline))
+    shared, ranges = ray.put(neighbours), _ranges(size, workers)
+    encoded = [_encode.options(**options).remote(features, gallery, shared, config.k1, *some) for some in ranges]
+    encodings = ray.put(Encodings.join(results_of(encoded, deadline)))
+    expanded = [_expand.options(**options).remote(encodings, shared, config.k2, *some) for some in ranges]
+    return neighbours, Encodings.join(results_of(expanded, deadline))
+
+
+def _ranges(size: int, parts: int) -> list[tuple[int, int]]:
+    """Consecutive ranges that cover `size`, none of them empty.
+
+    >>> _ranges(5, 2), _ranges(1, 3)
+    ([(0, 2), (2, 5)], [(0, 1)])
+    """
+    edges = [size * part // parts for part in range(parts + 1)]
+    return [(begin, end) for begin, end in pairwise(edges) if begin < end]
+
+
+def _rows(embeddings: Embeddings, begin: int, end: int) -> Embeddings:
+    """Some consecutive rows."""
+    return Embeddings(
+        features=embeddings.features[begin:end], vehicle_ids=embeddings.vehicle_ids[begin:end],
+        camera_ids=embeddings.camera_ids[begin:end], samples=embeddings.samples[begin:end],
+    )  # fmt: skip
+
+
+def results_of(references: list[Any], deadline: float) -> list[Any]:
+    """The results of tasks; cancels what is left of them at the deadline."""
+    try:
+        results: list[Any] = ray.get(references, timeout=max(0.0, deadline - time.monotonic()))
+        return results
+    except GetTimeoutError:
+        for reference in references:
+            ray.cancel(reference, force=True)
+        raise TimeoutError("slices were not done within cluster.evaluation_timeout_seconds") from None
+
+
+@ray.remote
+def _rank(query: Embeddings, gallery: Embeddings, remove_junk: bool, memory_budget_bytes: int) -> TrialRanks:
+    return TrialRanks(
+        base=rank_blocks(query, gallery, remove_junk=remove_junk, memory_budget_bytes=memory_budget_bytes)
+    )
+
+
+@ray.remote
+def _rerank(
+    query: Embeddings,
+    gallery: Embeddings,
+    weight: float,
+    encodings: Encodings,
+    farthest: Float32Array,
+    gallery_encodings: Encodings,
+    remove_junk: bool,
+    memory_budget_bytes: int,
+) -> TrialRanks:
+    change = Reranking(weight, encodings, farthest, gallery_encodings).apply
+    base, reranked = rank_before_and_after(
+        query, gallery, change, remove_junk=remove_junk, memory_budget_bytes=memory_budget_bytes
+    )
+    return TrialRanks(base=base, reranked=reranked)
+
+
+@ray.remote
+def _neighbours(
+    query: Float32Array, gallery: Embeddings, num_neighbours: int, pairs: NDArray[np.int64]
+) -> PartialNeighbours:
+    return neighbours_in_pairs(Images(query, gallery.features), num_neighbours, pairs)
+
+
+@ray.remote
+def _encode(
+    query: Float32Array, gallery: Embeddings, neighbours: Neighbours, k1: int, begin: int, end: int
+) -> Encodings:
+    return encode(Images(query, gallery.features), neighbours, k1, begin, end)
+
+
+@ray.remote
+def _expand(encodings: Encodings, neighbours: Neighbours, k2: int, begin: int, end: int) -> Encodings:
+    return expand(encodings, neighbours, k2, begin, end)
