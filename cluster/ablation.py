@@ -10,10 +10,11 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 
-from cluster.evaluation import evaluate_checkpoint
+from cluster.evaluation import evaluate_checkpoint, evaluate_occluded
 from cluster.resources import check_evaluation_resources, ray_connection
 from cluster.trainer import Resume, train, with_absolute_addresses
 from reid.build.ablation import (
+    OCCLUSION_SEED,
     AblationBase,
     AblationRow,
     AblationTable,
@@ -63,7 +64,7 @@ def run_tables(
         trained += not done
         for name, row in wanted:
             # Trained with the evaluation of its first row, which then is there already.
-            result = result_of(evaluated_as(experiment, row))
+            result = result_of(evaluated_as(experiment, row), row.occluded)
             results[name].add(row, seed, result)
         for name in dict.fromkeys(name for name, _ in wanted):
             write_table(results[name], folder, name)
@@ -91,8 +92,12 @@ def plan_of_tables(base: AblationBase, tables: Mapping[str, AblationTable], seed
     return lines
 
 
-def result_of(experiment: ReidExperiment) -> RetrievalResult:
+def result_of(experiment: ReidExperiment, occluded: float = 0.0) -> RetrievalResult:
     """The figures of a run's last checkpoint under the experiment's evaluation; trained and evaluated where missing.
+
+    Args:
+        experiment: The run.
+        occluded: Share of each query under a colour patch; 0: clean queries.
 
     Raises:
         ValueError: A run of that name was made with other settings or data.
@@ -104,12 +109,18 @@ def result_of(experiment: ReidExperiment) -> RetrievalResult:
         name = finished_checkpoint(experiment)
         assert name is not None, "training ends with a checkpoint"
     folder = open_run(experiment)
+    checkpoint = folder.checkpoints.child(name).uri
     settings = experiment.evaluation.model_dump(mode="json")
+    if occluded:
+        settings["occluded"] = {"severity": occluded, "seed": OCCLUSION_SEED}
     stored = folder.evaluation_with(name, settings)
     if stored is None:
         with ray_connection():
             check_evaluation_resources(experiment.cluster)
-            stored = evaluate_checkpoint(experiment, folder.checkpoints.child(name).uri).to_json()
+            if occluded:
+                stored = evaluate_occluded(experiment, checkpoint, [occluded], OCCLUSION_SEED)[-1].to_json()
+            else:
+                stored = evaluate_checkpoint(experiment, checkpoint).to_json()
         folder.write_evaluation_with(name, settings, stored)
     result = read_result(experiment, stored)
     assert isinstance(result, RetrievalResult)

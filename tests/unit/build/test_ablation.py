@@ -88,9 +88,11 @@ def test_tables_are_the_papers(request: pytest.FixtureRequest) -> None:
     if not papers.is_dir():
         pytest.skip("the papers' texts are not beside this checkout")
     text = (papers / "pmanet.txt").read_text() + (papers / "ppt.txt").read_text()
-    for name in ("5", "6", "iii", "iv", "v", "vi", "vii"):
+    for name in ("5", "6", "iii", "iv", "v", "vi", "vii", "viii"):
         for row in TABLES[name].rows:
-            assert row.paper is not None
+            assert row.paper is not None or (name == "viii" and not row.occluded)
+            if row.paper is None:
+                continue
             scale = 0.1 if name.isdigit() else 1.0
             figures = [f"{value / 100:.3f}" if scale < 1 else f"{value:.1f}" for value in row.paper]
             assert re.search(r"\s+".join(map(re.escape, figures)), text), (name, row)
