@@ -21,13 +21,13 @@ from reid.config import Experiment, PMNetExperiment, load_experiment, with_overr
 from reid.data.enrichment import enrich_shards
 from reid.data.readers import DatasetConfig, read_dataset
 from reid.data.shards import PackConfig, pack_shards
-from reid.data.synthetic import SyntheticConfig, write_synthetic_veri
 from reid.evaluation.extract import extract_features
 from reid.models.pmnet import PMNet
 from reid.parts import uniform_stripes
 from reid.storage import open_location
 from reid.training.checkpoint import CheckpointStore
 from reid.training.optim import OptimizerConfig, build_optimizer, parameter_groups
+from tests.synthetic_shards import pack_synthetic, small_config
 from tests.training_runs import train
 
 CPU = torch.device("cpu")
@@ -38,14 +38,10 @@ COMBINATION = "model.planes={}"
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six vehicles to train on, with masks and two boxes an image."""
     folder = tmp_path_factory.mktemp("pmanet")
-    config = SyntheticConfig(
-        num_train_identities=6, num_test_identities=3, num_cameras=3, cameras_per_identity=3, images_per_camera=1
-    )
-    write_synthetic_veri(folder / "raw", config)
+    packed = pack_synthetic(folder, small_config(num_train_identities=6, num_test_identities=3, num_cameras=3), "six")
     records = read_dataset(DatasetConfig(format="veri776", root=str(folder / "raw")))
-    pack_shards(records, folder / "set", PackConfig(name="six"))
     pack_shards(records, folder / "bare", PackConfig(name="bare", masks=False))
-    enrich_shards(folder / "set", folder / "parts", UniformStripes(2))
+    enrich_shards(packed, folder / "parts", UniformStripes(2))
     return folder / "parts"
 
 
