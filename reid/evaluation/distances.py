@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 """Called with (queries ranked, queries in total) after each block."""
 
+BlockDistances = Callable[[slice, slice, Float32Array], Float32Array]
+"""(queries, gallery entries, (Q, N) float32 to write into) -> the (Q, N) distances of that block, written there."""
+
 TILE_QUERIES: Final = 64
 TILE_GALLERY: Final = 2048
 """Distances are computed in tiles of exactly this shape, by PyTorch. A product's last bits depend on its operands'
@@ -127,7 +130,6 @@ def rank_blocks(
     Raises:
         ValueError: If features do not fit each other or cannot be compared, or the budget is too small.
     """
-    identities = GalleryIdentities(gallery.vehicle_ids, gallery.camera_ids)
     if query.features.shape[1:] != gallery.features.shape[1:]:
         raise ValueError(
             f"expected features of one size, got {query.features.shape[1:]} for the queries and "
@@ -135,38 +137,73 @@ def rank_blocks(
         )
     _check_lengths(query.features, "query features")
     _check_lengths(gallery.features, "gallery features")
-    num_rows, num_columns = block_shape(len(query), len(gallery), memory_budget_bytes)
+    return rank_by_distances(
+        lambda rows, columns, out: cosine_distances(query.features[rows], gallery.features[columns], out=out),
+        query.vehicle_ids,
+        query.camera_ids,
+        GalleryIdentities(gallery.vehicle_ids, gallery.camera_ids),
+        remove_junk=remove_junk,
+        memory_budget_bytes=memory_budget_bytes,
+        progress=progress,
+    )
+
+
+def rank_by_distances(
+    distances: BlockDistances,
+    query_ids: NDArray[np.int64],
+    query_cameras: NDArray[np.int64],
+    identities: GalleryIdentities,
+    *,
+    remove_junk: bool,
+    memory_budget_bytes: int = 2**30,
+    progress: Progress | None = None,
+) -> PositiveRanks:
+    """Exact ranks of all positives of all queries, from any distances that can be had in blocks.
+
+    Args:
+        distances: Gives a block; its bits must not depend on how rows and columns are cut.
+        query_ids: (Q,) identity codes.
+        query_cameras: (Q,) camera codes; negative: unknown.
+        identities: Of the gallery.
+        remove_junk: Take out entries with the query's identity and camera.
+        memory_budget_bytes: For a block of distances and its ranking.
+        progress: Called after each block of queries.
+
+    Raises:
+        ValueError: If a distance is NaN, or the budget is too small.
+    """
+    num_rows, num_columns = block_shape(len(query_ids), len(identities), memory_budget_bytes)
     counter = Counter(num_columns)
     memory = np.empty(num_rows * num_columns, np.float32)
     parts = []
-    for top in range(0, len(query), num_rows):
-        rows = slice(top, min(top + num_rows, len(query)))
-        features = query.features[rows]
-        matches = identities.matches(query.vehicle_ids[rows], query.camera_ids[rows], remove_junk=remove_junk)
+    for top in range(0, len(query_ids), num_rows):
+        rows = slice(top, min(top + num_rows, len(query_ids)))
+        matches = identities.matches(query_ids[rows], query_cameras[rows], remove_junk=remove_junk)
         match_distances = np.empty(len(matches.indices), np.float32)
-        for left, block in _column_blocks(features, gallery.features, num_columns, memory):
-            inside, distances = matches.read_distances(block, left)
-            match_distances[inside] = distances
-        ranks = RankSum(matches, match_distances, len(gallery))
-        if num_columns >= len(gallery):
+        for left, block in _column_blocks(distances, rows, len(identities), num_columns, memory):
+            inside, found = matches.read_distances(block, left)
+            match_distances[inside] = found
+        ranks = RankSum(matches, match_distances, len(identities))
+        if num_columns >= len(identities):
             ranks.add(block, counter)
         else:
-            for left, block in _column_blocks(features, gallery.features, num_columns, memory):
+            for left, block in _column_blocks(distances, rows, len(identities), num_columns, memory):
                 ranks.add(block, counter, left)
         parts.append(ranks.result())
         if progress is not None:
-            progress(rows.stop, len(query))
+            progress(rows.stop, len(query_ids))
     return PositiveRanks.join(parts)
 
 
 def _column_blocks(
-    query: Float32Array, gallery: Float32Array, num_columns: int, memory: Float32Array
+    distances: BlockDistances, rows: slice, gallery_size: int, num_columns: int, memory: Float32Array
 ) -> Iterator[tuple[int, Float32Array]]:
     """First gallery index and distances of each block of columns, one after the other in the same memory."""
-    for left in range(0, len(gallery), num_columns):
-        columns = gallery[left : left + num_columns]
-        block = memory[: len(query) * len(columns)].reshape(len(query), len(columns))
-        yield left, cosine_distances(query, columns, out=block)
+    num_rows = rows.stop - rows.start
+    for left in range(0, gallery_size, num_columns):
+        columns = slice(left, min(left + num_columns, gallery_size))
+        block = memory[: num_rows * (columns.stop - left)].reshape(num_rows, columns.stop - left)
+        yield left, distances(rows, columns, block)
 
 
 def _check_lengths(features: Float32Array, name: str) -> None:
