@@ -131,6 +131,21 @@ def _coordinate_retrieval(
     return conclude(experiment, trained, shards, trials, ranks, embeddings, name=name, seconds=time.monotonic() - began)
 
 
+def embed_on_workers(experiment: ReidExperiment, checkpoint: str, rows: NDArray[np.int64]) -> Embeddings:
+    """Features of the given rows of the index by a checkpoint's network, in slices on evaluation workers.
+
+    Raises:
+        EvaluationFailed: A slice failed, or they were not done in time.
+    """
+    try:
+        parts, _ = _in_slices(_embed, experiment, checkpoint, rows)
+    except RayTaskError as error:
+        raise EvaluationFailed(str(error.cause).strip() or type(error.cause).__name__) from error
+    except (RayError, TimeoutError) as error:
+        raise EvaluationFailed(str(error).strip().splitlines()[0]) from error
+    return join_embeddings(parts)
+
+
 def _coordinate_detector(
     experiment: KeypointExperiment, shards: ShardSet, checkpoint: str, name: str, began: float
 ) -> Evaluation:
