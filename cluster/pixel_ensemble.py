@@ -29,6 +29,7 @@ from reid.build.progress import progress_bar
 from reid.build.run_folder import RunFolder, open_run
 from reid.build.training import describe_run
 from reid.config import Experiment, with_overrides
+from reid.data.manifest import Manifest
 from reid.data.plan import identity_table
 from reid.data.shard_set import open_shards
 from reid.data.staging import ShardResult
@@ -126,28 +127,33 @@ def make_plane_sets(
     parent = source.parent.uri if folder is None else absolute_address("plane_sets", folder)
     sets: dict[PlaneName, str] = {}
     notes: list[str] = []
-    for plane in planes:
-        target = f"{parent.rstrip('/')}/{source.name}-{plane}-{images.height}x{images.width}"
-        with ExitStack() as stack:
-            stack.enter_context(ray_connection())
-            draw = stack.enter_context(progress_bar(f"images of the {plane}"))
-
-            def show(done: int, total: int, _: ShardResult) -> None:
-                draw(done, total)  # noqa: B023 - called within this turn of the loop only
-
-            try:
-                manifest = make_plane_set(source.uri, target, plane, images, run_tasks=run_on_ray, progress=show)
-                reason = _why_untrainable(experiment, target)
-            except NoPlaneError as error:
-                reason = str(error)
-        if reason is None:
-            left_out = ", ".join(f"{count:,} {kind}" for kind, count in manifest.additions[-1].problems.items())
-            logger.info("%s: %s images (%s)", target, f"{manifest.num_images:,}", left_out or "all")
-            sets[plane] = target
-        else:
-            logger.warning("the ensemble does without the %s: %s", plane, reason)
-            notes.append(f"without a network of the {plane}: {reason}")
+    with ray_connection():
+        for plane in planes:
+            target = f"{parent.rstrip('/')}/{source.name}-{plane}-{images.height}x{images.width}"
+            made = _plane_set(source.uri, target, plane, images)
+            reason = _why_untrainable(experiment, target) if isinstance(made, Manifest) else str(made)
+            if reason is None:
+                sets[plane] = target
+            else:
+                logger.warning("the ensemble does without the %s: %s", plane, reason)
+                notes.append(f"without a network of the {plane}: {reason}")
     return sets, notes
+
+
+def _plane_set(source: str, target: str, plane: PlaneName, images: PlaneImageConfig) -> Manifest | NoPlaneError:
+    """The set of one plane, made by Ray tasks with a bar; or why there is none."""
+    with progress_bar(f"images of the {plane}") as draw:
+
+        def show(done: int, total: int, _: ShardResult) -> None:
+            draw(done, total)
+
+        try:
+            manifest = make_plane_set(source, target, plane, images, run_tasks=run_on_ray, progress=show)
+        except NoPlaneError as error:
+            return error
+    left_out = ", ".join(f"{count:,} {kind}" for kind, count in manifest.additions[-1].problems.items())
+    logger.info("%s: %s images (%s)", target, f"{manifest.num_images:,}", left_out or "all")
+    return manifest
 
 
 def draw_plane_sets(experiment: Experiment, sets: Mapping[PlaneName, str], path: Path, count: int = 12) -> None:

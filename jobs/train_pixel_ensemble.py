@@ -19,6 +19,7 @@ from pathlib import Path
 
 from cluster.command_line import exit_code, set_up_logging
 from cluster.pixel_ensemble import draw_plane_sets, make_plane_sets, plane_image_config, train_pixel_ensemble
+from cluster.resources import ray_connection
 from cluster.trainer import with_absolute_addresses
 from reid.build.plane_images import PlaneImageConfig
 from reid.config import Experiment, load_experiment
@@ -53,15 +54,16 @@ def _train(arguments: argparse.Namespace) -> None:
     experiment: Experiment = load_experiment(arguments.config, [*arguments.overrides, "model.planes=null"])
     size = plane_image_config(experiment).model_dump(mode="json")
     images = read_settings(PlaneImageConfig, arguments.image, size)
-    if arguments.pictures or arguments.sets_only:
-        experiment = with_absolute_addresses(experiment)
-        sets, _ = make_plane_sets(experiment, images, folder=arguments.plane_sets)
-        if arguments.pictures:
-            draw_plane_sets(experiment, sets, arguments.pictures)
-    if not arguments.sets_only:
-        train_pixel_ensemble(
-            experiment, images=images, global_run=arguments.global_run, plane_sets=arguments.plane_sets
-        )
+    with ray_connection():
+        if arguments.pictures or arguments.sets_only:
+            experiment = with_absolute_addresses(experiment)
+            sets, _ = make_plane_sets(experiment, images, folder=arguments.plane_sets)
+            if arguments.pictures:
+                draw_plane_sets(experiment, sets, arguments.pictures)
+        if not arguments.sets_only:
+            train_pixel_ensemble(
+                experiment, images=images, global_run=arguments.global_run, plane_sets=arguments.plane_sets
+            )
 
 
 if __name__ == "__main__":
