@@ -13,6 +13,7 @@ from reid.config import with_overrides
 from tests.cluster.conftest import tiny_experiment
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_the_ensemble_is_trained_once_and_takes_a_finished_global_run(
