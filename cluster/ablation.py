@@ -11,9 +11,11 @@ import time
 from collections.abc import Mapping, Sequence
 
 from cluster.evaluation import evaluate_checkpoint, evaluate_occluded
+from cluster.pixel_ensemble import train_pixel_ensemble
 from cluster.resources import check_evaluation_resources, ray_connection
 from cluster.trainer import Resume, train, with_absolute_addresses
 from reid.build.ablation import (
+    BASELINE,
     OCCLUSION_SEED,
     AblationBase,
     AblationRow,
@@ -22,15 +24,12 @@ from reid.build.ablation import (
     variant_of,
 )
 from reid.build.ablation_report import TableResults, write_table
-from reid.build.data import open_data
 from reid.build.results import read_result
 from reid.build.run_folder import open_run
-from reid.build.training import describe_run
-from reid.config import ReidExperiment
+from reid.build.training import finished_checkpoint
+from reid.config import Experiment, ReidExperiment
 from reid.evaluation.results import RetrievalResult
 from reid.storage import open_location
-from reid.training.checkpoint import CheckpointStore
-from reid.training.continuation import refuse_other_run
 
 logger = logging.getLogger(__name__)
 
@@ -53,19 +52,22 @@ def run_tables(
         TrainingFailed: A run failed; the same call continues there.
     """
     base = with_absolute_addresses(base)
+    with ray_connection():
+        return _fill(base, tables, seeds)
+
+
+def _fill(base: AblationBase, tables: Mapping[str, AblationTable], seeds: Sequence[int]) -> dict[str, TableResults]:
     folder = open_location(base.runs).child(f"{base.name}-ablation")
     results = {name: TableResults(table=table, seeds=tuple(seeds)) for name, table in tables.items()}
     work = [(seed, variant, wanted) for seed in seeds for variant, wanted in _by_variant(tables).items()]
     began, trained = time.monotonic(), 0
     for number, (seed, variant, wanted) in enumerate(work, 1):
         experiment = variant_of(base, variant, seed)
-        done = finished_checkpoint(experiment) is not None
+        done = variant != PIXEL_SPACE and finished_checkpoint(experiment) is not None
         logger.info("run %d of %d: %s%s", number, len(work), experiment.name, " is done already" if done else "")
         trained += not done
         for name, row in wanted:
-            # Trained with the evaluation of its first row, which then is there already.
-            result = result_of(evaluated_as(experiment, row), row.occluded)
-            results[name].add(row, seed, result)
+            results[name].add(row, seed, _result_of_row(base, row, seed))
         for name in dict.fromkeys(name for name, _ in wanted):
             write_table(results[name], folder, name)
         if trained and number < len(work):
@@ -86,10 +88,22 @@ def plan_of_tables(base: AblationBase, tables: Mapping[str, AblationTable], seed
     for seed in seeds:
         for variant, wanted in _by_variant(tables).items():
             experiment = variant_of(base, variant, seed)
-            done = finished_checkpoint(experiment) is not None
+            done = finished_checkpoint(experiment) is not None if variant != PIXEL_SPACE else None
             used = ", ".join(dict.fromkeys(name for name, _ in wanted))
-            lines.append(f"{experiment.name}  {'done' if done else 'to train'}  for table {used}")
+            state = {None: "an ensemble of five", True: "done", False: "to train"}[done]
+            lines.append(f"{experiment.name}  {state}  for table {used}")
     return lines
+
+
+def _result_of_row(base: AblationBase, row: AblationRow, seed: int) -> RetrievalResult:
+    experiment = variant_of(base, row.variant, seed)
+    if row.variant != PIXEL_SPACE:
+        # Trained with the evaluation of its first row, which then is there already.
+        return result_of(evaluated_as(experiment, row), row.occluded)
+    baseline = variant_of(base, BASELINE, seed)
+    result_of(baseline)  # trained, where it is not
+    assert isinstance(experiment, Experiment), "the ensemble is made of plain baselines"
+    return train_pixel_ensemble(experiment, global_run=baseline.name)
 
 
 def result_of(experiment: ReidExperiment, occluded: float = 0.0) -> RetrievalResult:
@@ -115,32 +129,15 @@ def result_of(experiment: ReidExperiment, occluded: float = 0.0) -> RetrievalRes
         settings["occluded"] = {"severity": occluded, "seed": OCCLUSION_SEED}
     stored = folder.evaluation_with(name, settings)
     if stored is None:
-        with ray_connection():
-            check_evaluation_resources(experiment.cluster)
-            if occluded:
-                stored = evaluate_occluded(experiment, checkpoint, [occluded], OCCLUSION_SEED)[-1].to_json()
-            else:
-                stored = evaluate_checkpoint(experiment, checkpoint).to_json()
+        check_evaluation_resources(experiment.cluster)
+        if occluded:
+            stored = evaluate_occluded(experiment, checkpoint, [occluded], OCCLUSION_SEED)[-1].to_json()
+        else:
+            stored = evaluate_checkpoint(experiment, checkpoint).to_json()
         folder.write_evaluation_with(name, settings, stored)
     result = read_result(experiment, stored)
     assert isinstance(result, RetrievalResult)
     return result
-
-
-def finished_checkpoint(experiment: ReidExperiment) -> str | None:
-    """Name of the checkpoint at the end of a run; None when the run has not come that far.
-
-    Raises:
-        ValueError: A run of that name was made with other settings or data.
-    """
-    store = CheckpointStore(open_run(experiment).checkpoints, experiment.training.checkpoint)
-    newest = store.newest_position()
-    if newest is None:
-        return None
-    name, position = newest
-    with open_data(experiment, verify="sizes") as shards:
-        refuse_other_run(store.load(name), describe_run(experiment, shards.manifest.hash))
-    return name if position.epoch >= experiment.training.loop.epochs else None
 
 
 def _by_variant(tables: Mapping[str, AblationTable]) -> dict[str, list[tuple[str, AblationRow]]]:

@@ -87,7 +87,7 @@ def _failures_in_words() -> Iterator[None]:
         raise
     except RayTaskError as error:
         raise EvaluationFailed(str(error.cause).strip() or type(error.cause).__name__) from error
-    except RayError as error:
+    except (RayError, TimeoutError) as error:
         raise EvaluationFailed(str(error).strip().splitlines()[0]) from error
 
 
@@ -167,6 +167,17 @@ def _coordinate_occluded(
     with open_data(experiment, verify="sizes") as shards:
         trained = load_trained_model(open_location(checkpoint), torch.device("cpu"))
         return evaluate_severities(experiment, trained, shards, occlusions, embed=embed, rank=rank, name=name)
+
+
+def embed_on_workers(experiment: ReidExperiment, checkpoint: str, rows: NDArray[np.int64]) -> Embeddings:
+    """Features of the given rows of the index by a checkpoint's network, in slices on evaluation workers.
+
+    Raises:
+        EvaluationFailed: A slice failed, or they were not done in time.
+    """
+    with _failures_in_words():
+        parts, _ = _in_slices(_embed, experiment, checkpoint, rows)
+        return join_embeddings(parts)
 
 
 def _coordinate_detector(

@@ -216,16 +216,16 @@ def variant_of(base: AblationBase, variant: str, seed: int) -> ReidExperiment:
 
     Args:
         base: What they all have in common.
-        variant: Of `PPT_VARIANTS` or `PMANET_VARIANTS`.
+        variant: Of `PPT_VARIANTS` or `PMANET_VARIANTS`, or `PIXEL_SPACE`: the plain networks of the ensemble.
         seed: Of the run.
 
     Raises:
         ValueError: An unknown variant, or one of PMANet of a base of PPT.
     """
     name = [f"name={base.name}-{variant}-s{seed}", f"seed={seed}"]
-    if variant in PPT_VARIANTS:
+    if variant in PPT_VARIANTS or variant == PIXEL_SPACE:
         ppt = base if isinstance(base, Experiment) else _as_ppt(base)
-        if variant == BASELINE:
+        if variant in (BASELINE, PIXEL_SPACE):
             return with_overrides(ppt, [*name, "model.planes=null"])
         weights = ppt.loss.planes.plane_weights
         kept = [weight if place < PPT_VARIANTS[variant] else 0.0 for place, weight in enumerate(weights)]

@@ -212,3 +212,19 @@ def build_training(experiment: AnyExperiment, device: torch.device, *, resume_an
         experiment=experiment, folder=folder, shards=shards, stream=stream, step=step, store=store,
         description=description, start=start,
     )  # fmt: skip
+
+
+def finished_checkpoint(experiment: AnyExperiment) -> str | None:
+    """Name of the checkpoint at the end of a run; None when the run has not come that far.
+
+    Raises:
+        CheckpointRefusedError: A run of that name was made with other settings or data; the text names them.
+        DataError: The shards cannot be used.
+    """
+    store = CheckpointStore(open_run(experiment).checkpoints, experiment.training.checkpoint)
+    newest = store.newest_position()
+    if newest is None or newest[1].epoch < experiment.training.loop.epochs:
+        return None
+    with open_data(experiment, verify="sizes") as shards:
+        refuse_other_run(store.load(newest[0]), describe_run(experiment, shards.manifest.hash))
+    return newest[0]

@@ -56,8 +56,8 @@ def _write_tar(task: EnrichTask, path: Path, enrichment: Enrichment) -> ShardRes
     problems: Counter[str] = Counter()
     counts: Counter[str] = Counter()
     measured: dict[str, list[float]] = {}
-    content = _source_content(task, path)
-    members = _members_of(task, content)
+    content = source_content(task, path)
+    members = members_of(task, content)
     samples = (_sample_of(task.rows.row(number), content) for number in range(len(task.rows)))
     with open(path, "xb") as file:
         tar = TarWriter(file)
@@ -81,8 +81,12 @@ def _write_tar(task: EnrichTask, path: Path, enrichment: Enrichment) -> ShardRes
     )
 
 
-def _source_content(task: EnrichTask, path: Path) -> memoryview:
-    """The bytes of the source's shard, mapped, after its hash was compared; a remote one is copied beside `path`."""
+def source_content(task: EnrichTask, path: Path) -> memoryview:
+    """The bytes of the source's shard, mapped, after its hash was compared; a remote one is copied beside `path`.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
     location = storage.open_location(task.source).child(task.info.name)
     try:
         if location.is_local:
@@ -98,8 +102,12 @@ def _source_content(task: EnrichTask, path: Path) -> memoryview:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
-def _members_of(task: EnrichTask, content: memoryview) -> dict[str, dict[str, Member]]:
-    """Key -> ending -> member, of a shard that holds nothing but what its index says."""
+def members_of(task: EnrichTask, content: memoryview) -> dict[str, dict[str, Member]]:
+    """Key -> ending -> member, of a shard that holds nothing but what its index says.
+
+    Raises:
+        DataError: it holds something else.
+    """
     problems: list[str] = []
     samples = collect_samples(content, lambda kind, detail: problems.append(f"{kind}: {detail}"))
     for number in range(len(task.rows)):
@@ -171,8 +179,8 @@ def _write_sample(
 
     image = image_of(dict(members))
     metadata = data_of("json")
-    assert image is not None, "checked in _members_of"
-    assert metadata is not None, "checked in _members_of"
+    assert image is not None, "checked in members_of"
+    assert metadata is not None, "checked in members_of"
     if row.flags != source.flags or added.keypoints is not None:
         metadata = _changed_metadata(bytes(metadata), row)
     mask = added.mask if added.mask is not None else data_of(MASK)

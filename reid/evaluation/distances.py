@@ -23,6 +23,9 @@ Progress = Callable[[int, int], None]
 DistanceChange = Callable[[Float32Array, int, int], None]
 """Changes a block of distances in place, given its first query and its first gallery index; each row by itself."""
 
+BlockDistances = Callable[[slice, slice, Float32Array], Float32Array]
+"""(queries, gallery entries, (Q, N) float32 to write into) -> the (Q, N) distances of that block, written there."""
+
 TILE_QUERIES: Final = 64
 TILE_GALLERY: Final = 2048
 """Distances are computed in tiles of exactly this shape, by PyTorch. A product's last bits depend on its operands'
@@ -138,7 +141,10 @@ def rank_blocks(
     Raises:
         ValueError: If features do not fit each other or cannot be compared, or the budget is too small.
     """
-    return _rank(query, gallery, (), remove_junk, memory_budget_bytes, progress)[0]
+    return _rank(
+        _cosine_blocks(query, gallery), query.vehicle_ids, query.camera_ids, _identities(gallery), (), remove_junk,
+        memory_budget_bytes, progress,
+    )[0]  # fmt: skip
 
 
 def rank_before_and_after(
@@ -151,20 +157,87 @@ def rank_before_and_after(
     progress: Progress | None = None,
 ) -> tuple[PositiveRanks, PositiveRanks]:
     """Exact ranks by the distances as they are and by the changed ones, which are computed once; see `rank_blocks`."""
-    before, after = _rank(query, gallery, (change,), remove_junk, memory_budget_bytes, progress)
+    before, after = _rank(
+        _cosine_blocks(query, gallery), query.vehicle_ids, query.camera_ids, _identities(gallery), (change,),
+        remove_junk, memory_budget_bytes, progress,
+    )  # fmt: skip
     return before, after
 
 
+def rank_by_distances(
+    distances: BlockDistances,
+    query_ids: NDArray[np.int64],
+    query_cameras: NDArray[np.int64],
+    identities: GalleryIdentities,
+    *,
+    remove_junk: bool,
+    memory_budget_bytes: int = 2**30,
+    progress: Progress | None = None,
+) -> PositiveRanks:
+    """Exact ranks of all positives of all queries, from any distances that can be had in blocks.
+
+    Args:
+        distances: Gives a block; its bits must not depend on how rows and columns are cut.
+        query_ids: (Q,) identity codes.
+        query_cameras: (Q,) camera codes; negative: unknown.
+        identities: Of the gallery.
+        remove_junk: Take out entries with the query's identity and camera.
+        memory_budget_bytes: For a block of distances and its ranking.
+        progress: Called after each block of queries.
+
+    Raises:
+        ValueError: If a distance is NaN, or the budget is too small.
+    """
+    return _rank(distances, query_ids, query_cameras, identities, (), remove_junk, memory_budget_bytes, progress)[0]
+
+
 def _rank(
-    query: Embeddings,
-    gallery: Embeddings,
+    distances: BlockDistances,
+    query_ids: NDArray[np.int64],
+    query_cameras: NDArray[np.int64],
+    identities: GalleryIdentities,
     changes: Sequence[DistanceChange],
     remove_junk: bool,
     memory_budget_bytes: int,
     progress: Progress | None,
 ) -> list[PositiveRanks]:
     """Ranks by the distances as they are, and after each change."""
-    identities = GalleryIdentities(gallery.vehicle_ids, gallery.camera_ids)
+    num_rows, num_columns = block_shape(len(query_ids), len(identities), memory_budget_bytes)
+    counter = Counter(num_columns)
+    memory = np.empty(num_rows * num_columns, np.float32)
+    parts: list[list[PositiveRanks]] = [[] for _ in range(1 + len(changes))]
+    for top in range(0, len(query_ids), num_rows):
+        rows = slice(top, min(top + num_rows, len(query_ids)))
+        matches = identities.matches(query_ids[rows], query_cameras[rows], remove_junk=remove_junk)
+        match_distances = [np.empty(len(matches.indices), np.float32) for _ in parts]
+        ranks: list[RankSum] = []
+
+        def states(rows: slice = rows) -> Iterator[tuple[int, int, Float32Array]]:
+            for left, block in _column_blocks(distances, rows, len(identities), num_columns, memory):
+                yield 0, left, block
+                for number, change in enumerate(changes, start=1):
+                    change(block, rows.start, left)
+                    yield number, left, block
+
+        for number, left, block in states():
+            inside, found = matches.read_distances(block, left)
+            match_distances[number][inside] = found
+            if num_columns >= len(identities):
+                ranks.append(RankSum(matches, match_distances[number], len(identities)))
+                ranks[number].add(block, counter)
+        if num_columns < len(identities):
+            ranks = [RankSum(matches, own, len(identities)) for own in match_distances]
+            for number, left, block in states():
+                ranks[number].add(block, counter, left)
+        for part, rank in zip(parts, ranks, strict=True):
+            part.append(rank.result())
+        if progress is not None:
+            progress(rows.stop, len(query_ids))
+    return [PositiveRanks.join(part) for part in parts]
+
+
+def _cosine_blocks(query: Embeddings, gallery: Embeddings) -> BlockDistances:
+    """Cosine distances of features that fit each other and have length one."""
     if query.features.shape[1:] != gallery.features.shape[1:]:
         raise ValueError(
             f"expected features of one size, got {query.features.shape[1:]} for the queries and "
@@ -172,48 +245,22 @@ def _rank(
         )
     _check_lengths(query.features, "query features")
     _check_lengths(gallery.features, "gallery features")
-    num_rows, num_columns = block_shape(len(query), len(gallery), memory_budget_bytes)
-    counter = Counter(num_columns)
-    memory = np.empty(num_rows * num_columns, np.float32)
-    parts: list[list[PositiveRanks]] = [[] for _ in range(1 + len(changes))]
-    for top in range(0, len(query), num_rows):
-        rows = slice(top, min(top + num_rows, len(query)))
-        matches = identities.matches(query.vehicle_ids[rows], query.camera_ids[rows], remove_junk=remove_junk)
-        match_distances = [np.empty(len(matches.indices), np.float32) for _ in parts]
-        ranks: list[RankSum] = []
+    return lambda rows, columns, out: cosine_distances(query.features[rows], gallery.features[columns], out=out)
 
-        def states(rows: slice = rows) -> Iterator[tuple[int, int, Float32Array]]:
-            for left, block in _column_blocks(query.features[rows], gallery.features, num_columns, memory):
-                yield 0, left, block
-                for number, change in enumerate(changes, start=1):
-                    change(block, rows.start, left)
-                    yield number, left, block
 
-        for number, left, block in states():
-            inside, distances = matches.read_distances(block, left)
-            match_distances[number][inside] = distances
-            if num_columns >= len(gallery):
-                ranks.append(RankSum(matches, match_distances[number], len(gallery)))
-                ranks[number].add(block, counter)
-        if num_columns < len(gallery):
-            ranks = [RankSum(matches, distances, len(gallery)) for distances in match_distances]
-            for number, left, block in states():
-                ranks[number].add(block, counter, left)
-        for part, rank in zip(parts, ranks, strict=True):
-            part.append(rank.result())
-        if progress is not None:
-            progress(rows.stop, len(query))
-    return [PositiveRanks.join(part) for part in parts]
+def _identities(gallery: Embeddings) -> GalleryIdentities:
+    return GalleryIdentities(gallery.vehicle_ids, gallery.camera_ids)
 
 
 def _column_blocks(
-    query: Float32Array, gallery: Float32Array, num_columns: int, memory: Float32Array
+    distances: BlockDistances, rows: slice, gallery_size: int, num_columns: int, memory: Float32Array
 ) -> Iterator[tuple[int, Float32Array]]:
     """First gallery index and distances of each block of columns, one after the other in the same memory."""
-    for left in range(0, len(gallery), num_columns):
-        columns = gallery[left : left + num_columns]
-        block = memory[: len(query) * len(columns)].reshape(len(query), len(columns))
-        yield left, cosine_distances(query, columns, out=block)
+    num_rows = rows.stop - rows.start
+    for left in range(0, gallery_size, num_columns):
+        columns = slice(left, min(left + num_columns, gallery_size))
+        block = memory[: num_rows * (columns.stop - left)].reshape(num_rows, columns.stop - left)
+        yield left, distances(rows, columns, block)
 
 
 def _check_lengths(features: Float32Array, name: str) -> None:
