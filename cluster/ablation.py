@@ -17,6 +17,7 @@ from cluster.trainer import Resume, train, with_absolute_addresses
 from reid.build.ablation import (
     BASELINE,
     OCCLUSION_SEED,
+    PIXEL_SPACE,
     AblationBase,
     AblationRow,
     AblationTable,
