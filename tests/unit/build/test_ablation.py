@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from reid.build.ablation import PIXEL_SPACE, PMANET_VARIANTS, TABLES, evaluated_as, tables_of, variant_of
 from reid.build.ablation_report import TableResults, table_text, write_table
@@ -28,17 +29,19 @@ VARIANTS = sorted({row.variant for table in TABLES.values() for row in table.row
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_variant_can_be_built_and_differs_from_all_others(variant: str) -> None:
+def test_every_variant_can_be_built_on_the_bases_data_and_budget(variant: str) -> None:
     experiment = variant_of(BASE, variant, 3)
     assert experiment.name == f"base-{variant}-s3"
     assert experiment.seed == 3
     assert experiment.data == BASE.data
     assert experiment.training.loop == BASE.training.loop
     assert experiment.model.backbone == BASE.model.backbone
-    build_model(experiment, 5)
-    others = {digest(variant_of(BASE, other, 3)) for other in VARIANTS if other != variant}
-    assert len(others) == len(VARIANTS) - 1
-    assert digest(experiment) not in others
+    with torch.device("meta"):
+        build_model(experiment, 5)
+
+
+def test_no_two_variants_are_the_same() -> None:
+    assert len({digest(variant_of(BASE, variant, 3)) for variant in VARIANTS}) == len(VARIANTS)
 
 
 def test_variants_change_what_their_rows_say() -> None:
