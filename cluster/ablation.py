@@ -28,7 +28,7 @@ from reid.build.ablation_report import TableResults, write_table
 from reid.build.results import read_result
 from reid.build.run_folder import open_run
 from reid.build.training import finished_checkpoint
-from reid.config import Experiment, ReidExperiment
+from reid.config import Experiment, ReidExperiment, digest
 from reid.evaluation.results import RetrievalResult
 from reid.storage import open_location
 
@@ -53,8 +53,20 @@ def run_tables(
         TrainingFailed: A run failed; the same call continues there.
     """
     base = with_absolute_addresses(base)
+    _check_variants(base, tables, seeds)
     with ray_connection():
         return _fill(base, tables, seeds)
+
+
+def _check_variants(base: AblationBase, tables: Mapping[str, AblationTable], seeds: Sequence[int]) -> None:
+    """Refuse before anything is trained what a variant or a row would refuse hours later, and rows that are alike."""
+    found: dict[str, str] = {}
+    for variant, wanted in _by_variant(tables).items():
+        for _, row in wanted:
+            evaluated_as(variant_of(base, variant, max(seeds)), row)
+        other = found.setdefault(digest(variant_of(base, variant, max(seeds))), variant)
+        if other != variant and PIXEL_SPACE not in (variant, other):
+            raise ValueError(f"with this configuration the variants {other!r} and {variant!r} are the same run")
 
 
 def _fill(base: AblationBase, tables: Mapping[str, AblationTable], seeds: Sequence[int]) -> dict[str, TableResults]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.evaluation import evaluate_occluded
-from reid.build.occlusion import SeverityResult, evaluate_occluded_here, parse_severities
+from reid.build.occlusion import SeverityResult, evaluate_occluded_here, parse_severities, refuse_parts_of_clean_images
 from reid.build.occlusion_curve import check_picture_name, read_severities, write_curve
 from reid.config import AnyExperiment, KeypointExperiment, ReidExperiment
 from reid.data.occlusion import check_table_name, write_patches
@@ -77,6 +77,7 @@ def occlusion_job(arguments: argparse.Namespace, trained: AnyExperiment) -> Occl
         return None
     if isinstance(trained, KeypointExperiment):
         raise ValueError("--occluded: a keypoint detector has no queries; remove it")
+    refuse_parts_of_clean_images(trained)
     severities = parse_severities(arguments.occluded)
     if seed is not None and seed < 0:
         raise ValueError(f"--occluded-seed {seed}: expected 0 or more")

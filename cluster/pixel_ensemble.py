@@ -149,6 +149,12 @@ def _plane_set(source: str, target: str, plane: PlaneName, images: PlaneImageCon
             manifest = make_plane_set(source, target, plane, images, run_tasks=run_on_ray, progress=show)
         except NoPlaneError as error:
             return error
+        except ValueError as error:
+            raise ValueError(
+                f"{error}. Images of the {plane} were made there of another data set, in another way or by other"
+                " versions of libraries: delete that folder and the runs trained on it, or put the sets elsewhere (plane_sets,"
+                " --plane-sets)"
+            ) from error
     left_out = ", ".join(f"{count:,} {kind}" for kind, count in manifest.additions[-1].problems.items())
     logger.info("%s: %s images (%s)", target, f"{manifest.num_images:,}", left_out or "all")
     return manifest
@@ -167,6 +173,8 @@ def _check(experiment: Experiment, weights: Mapping[str, float]) -> None:
         raise ValueError(
             "the pixel-space ensemble is made of plain networks, but model.planes is set: model.planes=null"
         )
+    if experiment.evaluation.rerank is not None:
+        raise ValueError("the ensemble is not re-ranked, but evaluation.rerank is set: evaluation.rerank=null")
     unknown = sorted(set(weights) - {GLOBAL, *PLANES})
     if GLOBAL not in weights or len(weights) < 2 or unknown:
         raise ValueError(f"expected weights of {GLOBAL} and of planes out of {', '.join(PLANES)}, got {dict(weights)}")

@@ -37,6 +37,9 @@ from reid.evaluation.protocols import PROTOCOLS
 from reid.evaluation.rerank_config import read_reranking
 from reid.storage import Location, open_location
 
+SHAPED_BY_TRAINING = ("task=", "seed=", "model.", "loss.", "training.")
+"""Overrides that an evaluation refuses: the network is the checkpoint's."""
+
 
 def main() -> int:
     """Evaluates what the command line names."""
@@ -61,6 +64,11 @@ def main() -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     location = open_location(arguments.checkpoint)
+    shaped = [text for text in arguments.overrides if text.startswith(SHAPED_BY_TRAINING)]
+    if shaped:
+        raise ValueError(
+            f"{shaped[0]}: the checkpoint was trained without it; evaluation can change how it is evaluated"
+        )
     trained = with_absolute_addresses(with_overrides(load_trained_experiment(location), arguments.overrides))
     occluded = occlusion_job(arguments, trained)
     experiments: list[AnyExperiment] = [trained]

@@ -52,6 +52,8 @@ def main() -> int:
 
 def _train(arguments: argparse.Namespace) -> None:
     experiment: Experiment = load_experiment(arguments.config, [*arguments.overrides, "model.planes=null"])
+    if arguments.sets_only and arguments.global_run:
+        raise ValueError("--global-run has nothing to do with --sets-only: remove one of the two")
     size = plane_image_config(experiment).model_dump(mode="json")
     images = read_settings(PlaneImageConfig, arguments.image, size)
     with ray_connection():

@@ -117,8 +117,8 @@ class Experiment(Settings):
         return self
 
     @model_validator(mode="after")
-    def _has_no_partial_tasks(self) -> Self:
-        _refuse_partial_tasks(self.evaluation)
+    def _has_one_feature(self) -> Self:
+        _refuse_options_of_pmanet(self.evaluation)
         return self
 
 
@@ -165,8 +165,8 @@ class PANetExperiment(Settings):
         return self
 
     @model_validator(mode="after")
-    def _has_no_partial_tasks(self) -> Self:
-        _refuse_partial_tasks(self.evaluation)
+    def _has_one_feature(self) -> Self:
+        _refuse_options_of_pmanet(self.evaluation)
         return self
 
     @model_validator(mode="after")
@@ -237,10 +237,16 @@ class PMNetExperiment(Settings):
         tasks = None if self.model.part_head is None else self.model.part_head.tasks
         if self.evaluation.partial_tasks and tasks in (None, "main"):
             raise ValueError("evaluation.partial_tasks is true, but the model has none: remove it")
-        if tasks == "partial" and not self.evaluation.partial_tasks and self.model.global_head is None:
+        if tasks == "partial" and self.model.global_head is None and not self.evaluation.partial_tasks:
             raise ValueError(
                 "the model has nothing but partial tasks, so retrieval needs them: set evaluation.partial_tasks to true"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _masks_come_with_the_parts(self) -> Self:
+        if self.data.loader.masks:
+            raise ValueError("data.loader.masks is true, but PMANet's masks come with its parts: remove it")
         return self
 
 
@@ -345,9 +351,11 @@ def _merged(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any
     return merged
 
 
-def _refuse_partial_tasks(evaluation: EvaluationConfig) -> None:
+def _refuse_options_of_pmanet(evaluation: EvaluationConfig) -> None:
     if evaluation.partial_tasks:
         raise ValueError("evaluation.partial_tasks is for PMANet, whose partial tasks see one part each: remove it")
+    if evaluation.retrieval_weights is not None:
+        raise ValueError("evaluation.retrieval_weights is for PMANet, which retrieves by three features: remove it")
 
 
 def _check_evaluations(training: TrainingConfig, every_epochs: int) -> None:

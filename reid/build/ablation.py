@@ -22,7 +22,10 @@ PIXEL_SPACE: Final = "pixel-space"
 """Not a run but an ensemble of five (PPT, section 4.4.2)."""
 PMANET: Final = "pmanet"
 
-_FIXED: Final = ("model.learned_loss_weights=false", "loss.uncertainty_from_epoch=null")
+_EQUAL: Final = "loss.fixed_weights=[1,1,1,1,1]"
+_FIXED: Final = ("model.learned_loss_weights=false", "loss.uncertainty_from_epoch=null", _EQUAL)
+_WHOLE_MODEL: Final = ("model.planes=null", "evaluation.partial_tasks=false")
+"""What every variant of PMANet starts from: rows say what is added, and how it is evaluated."""
 _PLAIN_BRANCHES: Final = "model.part_head.tasks=partial"
 _NO_ATTENTION: Final = "model.part_head.attention.kind=none"
 
@@ -44,7 +47,7 @@ PMANET_VARIANTS: Final[dict[str, tuple[str, ...]]] = {
     "no-transfer-loss": ("loss.part_transfer_weight=0",),
     "no-sharing-no-transfer-loss": ("model.part_head.share_attention=false", "loss.part_transfer_weight=0"),
     "no-classification": ("loss.identity_losses=[]", *_FIXED),
-    "no-part-transfer-task": ("model.part_head.tasks=main",),
+    "no-part-transfer-task": ("model.part_head.tasks=main", "model.part_head.boxes=located"),
     "no-summation": ("loss.identity_losses=[global,main,partial]",),
     "no-concatenation": ("loss.identity_losses=[global,main_sum,partial_sum]",),
     "fixed-1": _FIXED,
@@ -220,13 +223,20 @@ def variant_of(base: AblationBase, variant: str, seed: int) -> ReidExperiment:
         seed: Of the run.
 
     Raises:
-        ValueError: An unknown variant, or one of PMANet of a base of PPT.
+        ValueError: An unknown variant, one of PMANet of a base of PPT, one of PPT of a base without planes, or settings
+            of the base that contradict it.
     """
     name = [f"name={base.name}-{variant}-s{seed}", f"seed={seed}"]
     if variant in PPT_VARIANTS or variant == PIXEL_SPACE:
         ppt = base if isinstance(base, Experiment) else _as_ppt(base)
-        if variant in (BASELINE, PIXEL_SPACE):
+        if variant == PIXEL_SPACE:
+            return with_overrides(ppt, [*name, "model.planes=null", "evaluation.rerank=null"])
+        if variant == BASELINE:
             return with_overrides(ppt, [*name, "model.planes=null"])
+        if ppt.model.planes is None:
+            raise ValueError(
+                f"variant {variant!r} is one of PPT, but the configuration has model.planes=null: remove it"
+            )
         weights = ppt.loss.planes.plane_weights
         kept = [weight if place < PPT_VARIANTS[variant] else 0.0 for place, weight in enumerate(weights)]
         return with_overrides(ppt, [*name, f"loss.planes.plane_weights={kept}"])
@@ -234,9 +244,9 @@ def variant_of(base: AblationBase, variant: str, seed: int) -> ReidExperiment:
         raise ValueError(f"unknown variant {variant!r}; known are {', '.join([*PPT_VARIANTS, *PMANET_VARIANTS])}")
     if not isinstance(base, PMNetExperiment):
         raise ValueError(f"variant {variant!r} is one of PMANet, but the configuration is of task {base.task}")
-    changes = list(PMANET_VARIANTS[variant])
+    changes = [*_WHOLE_MODEL, *PMANET_VARIANTS[variant]]
     if variant == "late-hul":
-        changes.append(f"loss.uncertainty_from_epoch={max(1, base.training.loop.epochs // 4)}")
+        changes += [f"loss.uncertainty_from_epoch={max(1, base.training.loop.epochs // 4)}", _EQUAL]
     if "model.learned_loss_weights=false" in changes:
         changes.append("training.optimizer.loss_weight_rate=1")
     # All at once: in between, settings may contradict each other.
@@ -275,11 +285,13 @@ def _as_ppt(base: PMNetExperiment) -> Experiment:
     """PPT on the data, with the batches, augmentation, schedule and backbone of a PMANet."""
     settings = base.model_dump(mode="json")
     settings["task"] = "ppt"
-    settings["model"] = {"backbone": settings["model"]["backbone"], "neck": settings["model"]["neck"]}
+    planes = settings["model"]["planes"] or {}
+    settings["model"] = {
+        "backbone": settings["model"]["backbone"], "neck": settings["model"]["neck"], "planes": planes
+    }  # fmt: skip
     settings["training"]["optimizer"]["loss_weight_rate"] = 1.0
-    settings["evaluation"]["partial_tasks"] = False
-    planes = settings["loss"]["planes"]
-    settings["loss"] = {"planes": planes, "planes_weight": settings["loss"]["planes_weight"]}
+    settings["evaluation"] |= {"partial_tasks": False, "retrieval_weights": None}
+    settings["loss"] = {key: settings["loss"][key] for key in ("planes", "planes_weight")}
     return Experiment.model_validate(settings)
 
 

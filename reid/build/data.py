@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reid.config import AnyExperiment, KeypointExperiment, PMNetExperiment
+from reid.config import AnyExperiment, Experiment, KeypointExperiment, PMNetExperiment
 from reid.contracts import DataError
 from reid.data.draws import Purpose, epoch_integers
 from reid.data.loader import LoaderConfig
@@ -40,6 +40,11 @@ def open_train_stream(
     rows = None
     if isinstance(experiment, KeypointExperiment):
         rows, _ = annotated_rows(experiment, shards)
+    elif uses_planes(experiment) and not shards.index.has_keypoints[shards.index.rows("train")].any():
+        raise DataError(
+            f"data.shards={experiment.data.shards}: no training image has keypoints, so planes teach nothing: add them"
+            " (jobs/add_keypoints.py), or set model.planes=null"
+        )
     return TrainStream(
         shards,
         experiment.data.plan,
@@ -53,6 +58,11 @@ def open_train_stream(
         num_parts=experiment.model.parts_read if isinstance(experiment, PMNetExperiment) else 0,
         stripes=_uses_stripes(experiment),
     )
+
+
+def uses_planes(experiment: AnyExperiment) -> bool:
+    """Whether training compares planes, which keypoints show."""
+    return isinstance(experiment, (Experiment, PMNetExperiment)) and experiment.model.planes is not None
 
 
 def annotated_rows(experiment: KeypointExperiment, shards: ShardSet) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

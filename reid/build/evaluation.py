@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,16 +18,17 @@ from reid.build.results import Result
 from reid.build.training import ReidModel, build_model
 from reid.config import Experiment, PANetExperiment, PMNetExperiment, ReidExperiment
 from reid.contracts import Embeddings
-from reid.data.occluded_queries import occlusion_of
+from reid.data.occluded_queries import occlusion_of, refuse_clean_parts
 from reid.data.occlusion import OcclusionConfig
 from reid.data.shard_set import ShardSet
 from reid.data.stream import has_part_boxes
 from reid.evaluation.examples import RankList, choose_queries, nearest_entries
-from reid.evaluation.extract import extract_features, make_embeddings, select_embeddings
+from reid.evaluation.extract import Embed, extract_features, make_embeddings, select_embeddings
 from reid.evaluation.protocols import Trial, protocol_notes, protocol_trials, rows_of_trials
 from reid.evaluation.ranking import PositiveRanks
 from reid.evaluation.results import RetrievalResult
 from reid.evaluation.trials import TrialRanks, check_reranking, evaluate_trials, make_result
+from reid.models.pmnet import PMNet
 from reid.storage import Location
 
 
@@ -84,11 +86,14 @@ def embed_rows(
     occlusion: OcclusionConfig | None = None,
 ) -> Embeddings:
     """Features of the given rows of the index, occluded where that is asked for."""
-    evaluation = experiment.evaluation
+    evaluation, model = experiment.evaluation, trained.model
+    embed: Embed = model.embed
+    if isinstance(model, PMNet) and evaluation.retrieval_weights is not None:
+        embed = partial(model.embed, weights=evaluation.retrieval_weights)
     stream = open_eval_stream(experiment, shards, rows, device, occlusion)
     try:
         features, samples = extract_features(
-            trained.model.embed, stream, device, precision=evaluation.precision, flip=evaluation.flip
+            embed, stream, device, precision=evaluation.precision, flip=evaluation.flip
         )
     finally:
         stream.close()
@@ -101,8 +106,11 @@ def evaluation_trials(experiment: ReidExperiment, shards: ShardSet) -> list[Tria
 
     Raises:
         ValueError: The data set has no images for it, or too few for the re-ranking.
+        DataError: Retrieval takes parts, and those in the shards are not of the images that are there.
     """
     evaluation = experiment.evaluation
+    if evaluation_parts(experiment):
+        refuse_clean_parts(shards)
     trials = protocol_trials(evaluation.protocol, shards.index, evaluation.trials)
     check_reranking(evaluation.rerank, trials)
     return trials
@@ -155,13 +163,16 @@ def _part_notes(experiment: ReidExperiment, shards: ShardSet, trials: list[Trial
     """What a reader must know about parts at test time."""
     if not evaluation_parts(experiment):
         return []
-    if isinstance(experiment, PMNetExperiment) and experiment.model.uses_stripes:
-        return ["retrieval with partial tasks (h joins f_g and g) on uniform stripes"]
     rows = rows_of_trials(trials)
-    without = int(np.count_nonzero(~has_part_boxes(shards.index, rows)))
     notes = ["retrieval with partial tasks (h joins f_g and g)"]
-    if without:
+    uses_stripes = isinstance(experiment, PMNetExperiment) and experiment.model.uses_stripes
+    without = int(np.count_nonzero(~has_part_boxes(shards.index, rows)))
+    if uses_stripes:
+        notes.append("parts are uniform stripes")
+    elif without:
         notes.append(f"{without:,} of {len(rows):,} images have no part boxes: uniform stripes")
+    if without_mask := int(np.count_nonzero(shards.index.mask_size[rows] < 0)):
+        notes.append(f"{without_mask:,} of {len(rows):,} images have no mask: all of the image counts as vehicle")
     return notes
 
 

@@ -89,6 +89,16 @@ def parse_severities(texts: Sequence[str]) -> tuple[float, ...]:
     return tuple(sorted(found))
 
 
+def refuse_parts_of_clean_images(experiment: ReidExperiment) -> None:
+    """ValueError for a run whose retrieval takes masks and boxes: the shards hold those of the clean images."""
+    if evaluation_parts(experiment):
+        raise ValueError(
+            "--occluded with evaluation.partial_tasks: the parts in the shards are those of the clean images. Make an"
+            " occluded set (jobs/make_occluded.py), add its own parts (jobs/add_masks.py --panet), and evaluate that;"
+            " or leave partial tasks out"
+        )
+
+
 def evaluate_occluded_here(
     experiment: ReidExperiment, checkpoint: Location, severities: Sequence[float], seed: int, *, name: str = ""
 ) -> tuple[SeverityResult, ...]:
@@ -140,12 +150,7 @@ def evaluate_severities(
         ValueError: Retrieval takes masks and boxes of parts, which the shards hold for the clean images only.
     """
     refuse_occluded(shards)
-    if evaluation_parts(experiment):
-        raise ValueError(
-            "--occluded with evaluation.partial_tasks: the parts in the shards are those of the clean images. Make an"
-            " occluded set (jobs/make_occluded.py), add its own parts (jobs/add_masks.py --panet), and evaluate that;"
-            " or leave partial tasks out"
-        )
+    refuse_parts_of_clean_images(experiment)
     trials = evaluation_trials(experiment, shards)
     query_rows = np.unique(np.concatenate([trial.query_rows for trial in trials]))
     without_lists = with_overrides(experiment, ["evaluation.num_rank_lists=0"])

@@ -23,6 +23,7 @@ from reid.build.plane_images import rows_in_source
 from reid.config import Experiment
 from reid.contracts import Embeddings
 from reid.data.index import Index
+from reid.data.occluded_queries import refuse_occluded
 from reid.evaluation.ensemble import EnsembleEmbeddings, Member, join_members, rank_ensemble, select_images
 from reid.evaluation.protocols import Trial, protocol_notes, rows_of_trials
 from reid.evaluation.ranking import PositiveRanks
@@ -118,6 +119,7 @@ def evaluate_pixel_ensemble(
         raise ValueError(f"expected the global network first, got {[network.part for network in networks]}")
     whole = networks[0].experiment
     with open_data(whole) as shards:
+        refuse_occluded(shards)
         index, manifest_hash = shards.index, shards.manifest.hash
         trials = evaluation_trials(whole, shards)
     rows = rows_of_trials(trials)

@@ -22,6 +22,7 @@ from reid.build.results import Result, read_result
 from reid.build.run_folder import RunFolder
 from reid.config import AnyExperiment, Experiment, KeypointExperiment, PANetExperiment, PMNetExperiment, ReidExperiment
 from reid.contracts import Batch, Split
+from reid.data.decode import UnreadableImageError
 from reid.data.shard_set import ShardSet
 from reid.evaluation.keypoint_results import KeypointResult
 from reid.evaluation.part_boxes import PartConfig
@@ -263,11 +264,21 @@ def _parts(checkpoint: Location, shards: ShardSet) -> list[Section]:
     return [Section(title="Parts", introduction=introduction, pictures=[as_jpeg(sheet, "")], wide=True)]
 
 
+def _has_maps(experiment: ReidExperiment) -> bool:
+    if not isinstance(experiment, PMNetExperiment) or experiment.model.global_head is not None:
+        return True
+    return experiment.model.part_head is not None and experiment.model.part_head.tasks != "partial"
+
+
 def _responses(experiment: PMNetExperiment, checkpoint: Location, shards: ShardSet) -> list[Section]:
     """Response maps of the branches before and after their attention (PMANet, Figure 9)."""
     if experiment.model.part_head is None or not exists(checkpoint):
         return []
-    sheet = picture_of_responses(load_trained_model(checkpoint, torch.device("cpu")), shards, RESPONSE_PICTURES)
+    try:
+        sheet = picture_of_responses(load_trained_model(checkpoint, torch.device("cpu")), shards, RESPONSE_PICTURES)
+    except UnreadableImageError as error:
+        logger.warning("the report shows no branches: %s", error)
+        return []
     introduction = (
         "Where each branch answers in training images, before and after its attention: main tasks on the whole image,"
         " partial tasks on the part that they see."
@@ -279,8 +290,8 @@ def _activations(
     experiment: ReidExperiment, checkpoint: Location, shards: ShardSet, examples: Sequence[Mapping[str, Any]]
 ) -> list[Section]:
     """Distance activation maps (PPT, section 4.5.1) of queries and their nearest wrong gallery image."""
-    if not exists(checkpoint):
-        # Retention has deleted it since it was evaluated.
+    if not exists(checkpoint) or not _has_maps(experiment):
+        # Retention has deleted it since it was evaluated, or retrieval looks at no map of the whole image.
         return []
     device = torch.device("cpu")
     trained = load_trained_model(checkpoint, device)

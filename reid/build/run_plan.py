@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from reid.build.data import annotated_rows, open_train_stream
+from reid.build.data import annotated_rows, open_train_stream, uses_planes
 from reid.config import AnyExperiment, KeypointExperiment, PANetExperiment, PMNetExperiment
 from reid.data.shard_set import ShardSet
 from reid.data.stream import has_part_boxes
@@ -50,6 +50,7 @@ def describe_plan(experiment: AnyExperiment, shards: ShardSet, *, device: str, r
         ),
         "learning rate": _learning_rates(experiment),
         "model": _model(experiment),
+        **_planes(experiment, shards),
         **_parts(experiment, shards),
         "evaluation": f"{_protocol(experiment)} every {evaluation.every_epochs} epoch(s) and at the end, on"
         f" {cluster.evaluation_workers} evaluation worker(s) while training goes on",
@@ -127,6 +128,15 @@ def _heads(experiment: PMNetExperiment) -> str:
     else:
         learned = f"learned from epoch {loss.uncertainty_from_epoch + 1}"
     return f"PMANet: {', '.join(heads)}; identity weights {learned}"
+
+
+def _planes(experiment: AnyExperiment, shards: ShardSet) -> dict[str, str]:
+    """How many training images can show planes, for runs that compare them."""
+    if not uses_planes(experiment):
+        return {}
+    rows = shards.index.rows("train")
+    with_keypoints = int(np.count_nonzero(shards.index.has_keypoints[rows]))
+    return {"planes": f"keypoints on {with_keypoints:,} of {len(rows):,} images; the others train without planes"}
 
 
 def _parts(experiment: AnyExperiment, shards: ShardSet) -> dict[str, str]:

@@ -218,13 +218,20 @@ def finished_checkpoint(experiment: AnyExperiment) -> str | None:
     """Name of the checkpoint at the end of a run; None when the run has not come that far.
 
     Raises:
-        CheckpointRefusedError: A run of that name was made with other settings or data; the text names them.
+        ValueError: A run of that name was made with other settings, data or length; the text names them.
         DataError: The shards cannot be used.
     """
     store = CheckpointStore(open_run(experiment).checkpoints, experiment.training.checkpoint)
     newest = store.newest_position()
-    if newest is None or newest[1].epoch < experiment.training.loop.epochs:
+    if newest is None:
         return None
+    name, position = newest
     with open_data(experiment, verify="sizes") as shards:
-        refuse_other_run(store.load(newest[0]), describe_run(experiment, shards.manifest.hash))
-    return newest[0]
+        refuse_other_run(store.load(name), describe_run(experiment, shards.manifest.hash))
+    epochs, asked = store.load_run(name).config["training"]["loop"]["epochs"], experiment.training.loop.epochs
+    if epochs != asked:
+        raise ValueError(
+            f"{open_run(experiment).location.uri} is a run of {epochs} epochs, expected one of {asked}, whose schedule"
+            " is another: choose another name=..., or delete it"
+        )
+    return name if position.epoch >= asked else None

@@ -83,6 +83,16 @@ def occlusion_of(manifest: Manifest) -> OcclusionConfig | None:
     return None
 
 
+def refuse_clean_parts(shards: ShardSet) -> None:
+    """DataError for a set whose queries are occluded, but whose masks and parts are still those of the clean images."""
+    names = [addition.name for addition in shards.manifest.additions]
+    if NAME in names and not {"parts", "coarse-masks"} & set(names[names.index(NAME) :]):
+        raise DataError(
+            f"{shards.uri} has occluded queries, but masks and part boxes of the clean images: compute them anew"
+            " (jobs/add_masks.py --panet), or leave evaluation.partial_tasks out"
+        )
+
+
 def refuse_occluded(shards: ShardSet) -> None:
     """DataError for a set whose queries are occluded already."""
     if (occlusion := occlusion_of(shards.manifest)) is not None:

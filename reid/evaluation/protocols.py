@@ -13,7 +13,7 @@ from typing import Final, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from pydantic import Field, PositiveFloat, field_validator
 
 from reid.contracts import Settings, Split
 from reid.evaluation.rerank_config import RerankConfig
@@ -60,6 +60,9 @@ class EvaluationConfig(Settings):
     partial_tasks: bool = False
     """PMANet only: h joins f_g and g in the retrieval feature, which takes masks and boxes of test images. False: the
     paper's PMANet with a small circle, which needs no PANet at test time."""
+    retrieval_weights: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    """PMANet only: weights of the cosine distances of f_g, g and h; only their ratios count, and those of features that
+    are not there fall away. null: exp(-log variance) of the three, or 1 each when no log variances are learned."""
     memory_budget_mb: int = Field(1024, ge=64)
     """Megabytes (2**20 bytes) for blocks of distances and their ranking, beside the features themselves."""
     trapezoid_ap: bool = False

@@ -156,7 +156,10 @@ def pmnet_loss(output: PMNetOutput, labels: Tensor, config: PMNetLossConfig, epo
                 f" {list(config.triplet_losses)} name no head that the model has"
             )
         # Classifiers that no loss uses have a gradient, of 0: workers that average gradients wait for all of them.
-        unused = sum((0 * rows.sum() for rows in _unused_logits(output, config)), start=torch.zeros_like(terms[0]))
+        idle = _unused_logits(output, config)
+        if output.log_variances is not None and not logits:
+            idle.append(output.log_variances)
+        unused = sum((0 * values.sum() for values in idle), start=torch.zeros_like(terms[0]))
         return LossTerms(total=torch.stack(terms).sum() + unused, parts=parts, statistics=statistics)
 
 

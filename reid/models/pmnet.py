@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Annotated, Self
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +24,6 @@ from reid.models.neck import FeatureNeck, NeckConfig, build_pooling
 from reid.models.part_head import PartHead, PartHeadConfig
 from reid.models.perspective import PlaneConfig, average_planes, find_planes
 from reid.models.pixels import PixelNormalization
-
-Weight = Annotated[float, Field(gt=0)]
 
 
 class GlobalHeadConfig(Settings):
@@ -51,9 +49,6 @@ class PMNetConfig(Settings):
     null: off, as in PMANet."""
     learned_loss_weights: bool = True
     """The model has the log variances that weigh the identity losses (HUL); false: the loss has fixed weights."""
-    retrieval_weights: tuple[Weight, Weight, Weight] | None = None
-    """Weights of the cosine distances of f_g, g and h; only their ratios count, and those of features that are not
-    there fall away. null: exp(-log variance) of the three, or 1 each when no log variances are learned."""
 
     @model_validator(mode="after")
     def _needs_a_head(self) -> Self:
@@ -226,7 +221,14 @@ class PMNet(nn.Module):
                 found[name] = before.mean(2), torch.stack(after, dim=1).mean(2)
         return found
 
-    def embed(self, images: Tensor, masks: Tensor | None = None, boxes: Tensor | None = None) -> Tensor:
+    def embed(
+        self,
+        images: Tensor,
+        masks: Tensor | None = None,
+        boxes: Tensor | None = None,
+        *,
+        weights: Sequence[float] | None = None,
+    ) -> Tensor:
         """Retrieval features, L2-normalised: one vector whose cosine distance is the weighted sum of the heads' own.
 
         Each of f_g, g and h is taken after its batch norm, normalised and multiplied by the square root of its share of
@@ -241,6 +243,7 @@ class PMNet(nn.Module):
             masks: As for `forward`; None, together with `boxes`: h falls away (the paper's PMANet with a small circle),
                 and no PANet is needed.
             boxes: As for `forward`.
+            weights: l1, l2, l3, each above 0; None: `retrieval_weights`.
 
         Returns:
             (B, D) float32; D is `feature_dim`, more when h is added to g.
@@ -252,7 +255,7 @@ class PMNet(nn.Module):
         if self.training:
             raise ValueError("embed: the model is in training mode; call model.eval() first")
         only_partial = self.config.part_head is not None and self.config.part_head.tasks == "partial"
-        self._check_parts(masks, boxes, needed=only_partial)
+        self._check_parts(masks, boxes, needed=only_partial and self.global_stage is None)
         maps = self._trunk_map(images)
         features: list[Tensor | None] = [None, None, None]
         if self.global_stage is not None:
@@ -260,14 +263,12 @@ class PMNet(nn.Module):
         if self.part_stage is not None:
             features[1:] = self.part_head.embed(self.part_stage(maps), self.pooling, masks, boxes)
         present = [place for place, feature in enumerate(features) if feature is not None]
-        weights = self.retrieval_weights()[present]
-        return weighted_concatenation([feature for feature in features if feature is not None], weights)
+        own = self.retrieval_weights() if weights is None else self.normalise_pixels.mean.new_tensor(weights)
+        return weighted_concatenation([feature for feature in features if feature is not None], own[present])
 
     @torch.no_grad()
     def retrieval_weights(self) -> Tensor:
-        """(3,) float32 weights of the distances of f_g, g and h."""
-        if self.config.retrieval_weights is not None:
-            return self.normalise_pixels.mean.new_tensor(self.config.retrieval_weights)
+        """(3,) float32 weights of the distances of f_g, g and h: exp(-log variance), or 1 each."""
         if self.log_variances is None:
             return self.normalise_pixels.mean.new_ones(3)
         places = [PMNET_IDENTITY_LOSSES.index(name) for name in ("global", "main", "partial")]

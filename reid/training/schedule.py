@@ -38,7 +38,10 @@ class ScheduleConfig(Settings):
             defaults = {name: ScheduleConfig.model_fields[name].default for name in _MILESTONE_FIELDS}
             ignored = [name for name, default in defaults.items() if getattr(self, name) != default]
             if ignored:
-                raise ValueError(f"shape 'cosine' has no milestones: remove {', '.join(ignored)}")
+                raise ValueError(
+                    f"shape 'cosine' has no milestones: remove {', '.join(ignored)}, or, where they are a recipe's, set"
+                    " milestones to null"
+                )
         return self
 
 

@@ -14,7 +14,7 @@ from reid.build.ablation_report import table_text
 from reid.build.evaluation import Evaluation, evaluate_here
 from reid.build.occlusion import SeverityResult, evaluate_occluded_here
 from reid.build.run_folder import open_run
-from reid.config import PMNetExperiment, ReidExperiment, load_experiment
+from reid.config import PMNetExperiment, ReidExperiment, load_experiment, with_overrides
 from reid.storage import open_location
 from reid.training.checkpoint import CheckpointStore
 from tests.synthetic_shards import pack_synthetic, small_config
@@ -129,3 +129,24 @@ def test_a_run_of_other_settings_is_refused(base: PMNetExperiment, work: list[st
     )
     with pytest.raises(ValueError, match=r"model\.neck\.pooling: 'average' in the checkpoint, 'gem' now"):
         ablation.run_tables(other, table, [0])
+
+
+def test_rows_that_would_be_the_same_run_and_another_length_are_refused_before_anything_is_trained(
+    base: PMNetExperiment, work: list[str]
+) -> None:
+    striped = base.model_copy(
+        update={
+            "model": base.model.model_copy(
+                update={"part_head": base.model.part_head.model_copy(update={"boxes": "stripes"})}  # type: ignore[union-attr]
+            )
+        }
+    )
+    rows = (AblationRow(cells=("a", ""), variant=PMANET), AblationRow(cells=("b", ""), variant="stripes"))
+    twins = {"twins": AblationTable(title="", columns=TABLE.columns, rows=rows)}
+    with pytest.raises(ValueError, match="the variants 'pmanet' and 'stripes' are the same run"):
+        ablation.run_tables(striped, twins, [0])
+    assert work == []
+    table = {"small": AblationTable(title="", columns=TABLE.columns, rows=TABLE.rows[:1])}
+    ablation.run_tables(base, table, [0])
+    with pytest.raises(ValueError, match="is a run of 2 epochs, expected one of 1"):
+        ablation.run_tables(with_overrides(base, ["training.loop.epochs=1", "evaluation.every_epochs=1"]), table, [0])

@@ -12,7 +12,7 @@ import torch
 from reid.build.ablation import PIXEL_SPACE, PMANET_VARIANTS, TABLES, evaluated_as, tables_of, variant_of
 from reid.build.ablation_report import TableResults, table_text, write_table
 from reid.build.training import build_model
-from reid.config import Experiment, PMNetExperiment, digest, digestible, load_experiment
+from reid.config import Experiment, PMNetExperiment, digest, digestible, load_experiment, with_overrides
 from reid.evaluation.metrics import RetrievalMetrics
 from reid.evaluation.results import RetrievalResult
 from reid.storage import open_location
@@ -143,3 +143,28 @@ def test_a_table_shows_mean_and_deviation_beside_the_paper_and_what_is_missing(t
 def test_every_variant_of_pmanet_is_in_a_table() -> None:
     used = {row.variant for table in TABLES.values() for row in table.rows}
     assert set(PMANET_VARIANTS) <= used
+
+
+@pytest.mark.parametrize(
+    "deviation",
+    ["model.planes={}", "evaluation.partial_tasks=true", "model.part_head.boxes=stripes",
+     "loss.uncertainty_from_epoch=1 loss.fixed_weights=[2,1,1,1,1]", "evaluation.retrieval_weights=[1,2,3]"],
+)  # fmt: skip
+def test_variants_say_what_they_are_whatever_the_base_adds(deviation: str) -> None:
+    base = with_overrides(BASE, deviation.split())
+    runs = {variant: variant_of(base, variant, 0) for variant in VARIANTS}
+    assert len({digest(run) for run in runs.values()}) >= len(VARIANTS) - ("stripes" in deviation)
+    for variant, run in runs.items():
+        assert not run.evaluation.partial_tasks
+        if isinstance(run, PMNetExperiment):
+            assert (run.model.planes is not None) == (variant == "pmanet-ppt")
+    fixed = runs["fixed-1"]
+    assert isinstance(fixed, PMNetExperiment)
+    assert fixed.loss.fixed_weights == (1, 1, 1, 1, 1)
+
+
+def test_ppts_variants_need_planes() -> None:
+    base = load_experiment(None, ["model.planes=null"], Experiment)
+    assert variant_of(base, "baseline", 0).model.planes is None  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match=r"'front' is one of PPT, but .* model\.planes=null"):
+        variant_of(base, "front", 0)

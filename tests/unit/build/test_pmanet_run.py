@@ -18,8 +18,12 @@ from reid.build.run_folder import open_run
 from reid.build.run_plan import describe_plan
 from reid.build.training import build_training
 from reid.config import Experiment, PMNetExperiment, load_experiment, with_overrides
+from reid.contracts import DataError
 from reid.data.enrichment import enrich_shards
+from reid.data.occluded_queries import OccludedQueries
+from reid.data.occlusion import OcclusionConfig
 from reid.data.readers import DatasetConfig, read_dataset
+from reid.data.shard_set import open_shards
 from reid.data.shards import PackConfig, pack_shards
 from reid.evaluation.extract import extract_features
 from reid.models.pmnet import PMNet
@@ -250,3 +254,24 @@ def test_the_report_names_the_method_and_shows_its_losses(experiment: PMNetExper
         assert words in page
     assert "PMANet: global head, 2 branches (main and partial, attention multi_scale), PPT planes" in plan
     assert "2 boxes each for 18 of 18 images" in plan
+
+
+def test_parts_of_the_clean_images_are_refused_on_an_occluded_set(
+    shards: Path, tmp_path: Path, experiment: PMNetExperiment
+) -> None:
+    with open_shards(shards) as clean:
+        enrich_shards(shards, tmp_path / "occluded", OccludedQueries(clean, OcclusionConfig(severity=0.2, seed=0)))
+    location = open_location(newest(experiment))
+    occluded = with_overrides(experiment, [f"data.shards={tmp_path / 'occluded'}"])
+    assert "20 % occluded" in evaluate_here(occluded, location).result.protocol
+    with pytest.raises(DataError, match="masks and part boxes of the clean images"):
+        evaluate_here(with_overrides(occluded, ["evaluation.partial_tasks=true"]), location)
+
+
+def test_weights_of_the_three_distances_can_be_chosen_at_test_time(experiment: PMNetExperiment) -> None:
+    location = open_location(newest(experiment))
+    only_global = with_overrides(experiment, ["evaluation.retrieval_weights=[1, 1e-12, 1e-12]"])
+    one, both = (evaluate_here(run, location).examples[0]["distances"] for run in (only_global, experiment))
+    assert one != both
+    with pytest.raises(ValueError, match=r"evaluation\.retrieval_weights is for PMANet"):
+        load_experiment(None, ["evaluation.retrieval_weights=[1,1,1]"], Experiment)
