@@ -152,8 +152,8 @@ def _plane_set(source: str, target: str, plane: PlaneName, images: PlaneImageCon
         except ValueError as error:
             raise ValueError(
                 f"{error}. Images of the {plane} were made there of another data set, in another way or by other"
-                " versions of libraries: delete that folder and the runs trained on it, or put the sets elsewhere (plane_sets,"
-                " --plane-sets)"
+                " versions of libraries: delete that folder and the runs trained on it, or put the sets elsewhere"
+                " (plane_sets, --plane-sets)"
             ) from error
     left_out = ", ".join(f"{count:,} {kind}" for kind, count in manifest.additions[-1].problems.items())
     logger.info("%s: %s images (%s)", target, f"{manifest.num_images:,}", left_out or "all")
