@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-NUM_TESTS_FLOOR = 1480
+NUM_TESTS_FLOOR = 1600
 """Tests of the default suite at the least; raise it when the suite has grown."""
 
 

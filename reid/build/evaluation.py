@@ -21,7 +21,7 @@ from reid.contracts import Embeddings
 from reid.data.occluded_queries import occlusion_of, refuse_clean_parts
 from reid.data.occlusion import OcclusionConfig
 from reid.data.shard_set import ShardSet
-from reid.data.stream import has_part_boxes
+from reid.data.stored_parts import has_part_boxes
 from reid.evaluation.examples import RankList, choose_queries, nearest_entries
 from reid.evaluation.extract import Embed, extract_features, make_embeddings, select_embeddings
 from reid.evaluation.protocols import Trial, protocol_notes, protocol_trials, rows_of_trials

@@ -8,7 +8,7 @@ import torch
 from reid.build.data import annotated_rows, open_train_stream, uses_planes
 from reid.config import AnyExperiment, KeypointExperiment, PANetExperiment, PMNetExperiment
 from reid.data.shard_set import ShardSet
-from reid.data.stream import has_part_boxes
+from reid.data.stored_parts import has_part_boxes
 from reid.models.hourglass import STEM_STRIDE
 from reid.training.schedule import learning_rate_at
 

@@ -9,7 +9,6 @@ import logging
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reid.contracts import Batch
-from reid.data.decode import UnreadableImageError, decode_image, decode_mask
+from reid.data.decode import UnreadableImageError
 from reid.data.index import Index
 from reid.data.loader import LoadedBatch, LoaderConfig, LoadRequest, OrderedLoader, SkippedImage
 from reid.data.occlusion import OcclusionConfig, occlude
@@ -33,9 +32,10 @@ from reid.data.plan import (
     plan_epoch,
     steps_in_epoch,
 )
+from reid.data.samples import ImageSource, read_sample
+from reid.data.stored_parts import check_part_boxes, part_boxes_of
 from reid.data.transforms import EvalTransform, TrainTransform, TransformConfig, draw_augmentation
 from reid.keypoints import NUM_KEYPOINTS
-from reid.parts import uniform_stripes
 
 __all__ = ["EvalStream", "ImageSource", "LoaderConfig", "TrainStream"]
 
@@ -43,20 +43,6 @@ _LOG_EVERY = 1000
 """Skipped images between two lines of the log, after the first."""
 
 _logger = logging.getLogger(__name__)
-
-
-class ImageSource(Protocol):
-    """What a stream needs of a `ShardSet`. Picklable when there are loader processes."""
-
-    @property
-    def index(self) -> Index:
-        """Columns of all images."""
-
-    def read_image(self, row: int) -> bytes | memoryview:
-        """The image file of a row."""
-
-    def read_mask(self, row: int) -> bytes | memoryview | None:
-        """The mask file of a row, if there is one."""
 
 
 class TrainStream:
@@ -342,14 +328,14 @@ class _TrainBatches:
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None, int]:
         """Pixels and mask of `row`, or of the next readable image in its place, and the row they come from."""
         try:
-            return *_read_sample(self.shards, row, self.masks), row
+            return *read_sample(self.shards, row, self.masks), row
         except UnreadableImageError as error:
             reason = error
         skipped.append(SkippedImage(row, reason.reason, reason.message))
         others = self.table.replacements(row, batch_rows)
         for other in others.tolist():
             try:
-                return *_read_sample(self.shards, other, self.masks), other
+                return *read_sample(self.shards, other, self.masks), other
             except UnreadableImageError:  # counted when its own turn comes
                 continue
         vehicle = self.shards.index.vehicle_id[row]
@@ -376,7 +362,7 @@ class _EvalBatches:
         images = np.empty((len(rows), config.height, config.width, 3), dtype=np.uint8)
         masks = np.empty((len(rows), config.height, config.width), dtype=np.uint8) if self.masks else None
         for place, row in enumerate(rows.tolist()):
-            raw, mask = _read_sample(self.shards, row, self.masks)
+            raw, mask = read_sample(self.shards, row, self.masks)
             if self.occlusion is not None:
                 occlude(raw, self.shards.index.key[row], self.occlusion)
             transform.image(raw, images[place])
@@ -390,79 +376,11 @@ class _EvalBatches:
         return LoadedBatch(_as_batch(self.shards.index, rows, images, keypoints, masks, boxes))
 
 
-def _read_sample(shards: ImageSource, row: int, with_mask: bool) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-    """Pixels of an image, and its mask when asked for.
-
-    Raises:
-        UnreadableImageError: One of them cannot be decoded or is not of the size that the index says.
-    """
-    image = _read_image(shards, row)
-    return image, _read_mask(shards, row, (image.shape[0], image.shape[1])) if with_mask else None
-
-
-def _read_image(shards: ImageSource, row: int) -> NDArray[np.uint8]:
-    key = shards.index.key[row]
-    try:
-        pixels = decode_image(shards.read_image(row))
-    except UnreadableImageError as error:
-        raise UnreadableImageError(error.reason, f"image {key!r}: {error.message}") from error
-    expected = (int(shards.index.height[row]), int(shards.index.width[row]))
-    if pixels.shape[:2] != expected:  # its keypoints would land elsewhere
-        message = f"image {key!r} has {pixels.shape[:2]} pixels (height, width), the index says {expected}"
-        raise UnreadableImageError("image_size_differs", message)
-    return pixels
-
-
-def _read_mask(shards: ImageSource, row: int, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """The mask of `row`; of ones where there is none, which only runs that ask for parts let pass."""
-    data = shards.read_mask(row)
-    if data is None:
-        return np.ones(size, dtype=np.uint8)
-    key = shards.index.key[row]
-    try:
-        mask = decode_mask(data)
-    except UnreadableImageError as error:
-        raise UnreadableImageError(error.reason, f"mask of {key!r}: {error.message}") from error
-    if mask.shape != size:
-        message = f"mask of {key!r} has {mask.shape} pixels (height, width), its image {size}"
-        raise UnreadableImageError("image_size_differs", message)
-    return mask
-
-
 def _check_masks(index: Index, rows: NDArray[np.int64], config: LoaderConfig) -> None:
     if config.masks and (without := int(np.count_nonzero(index.mask_size[rows] < 0))):
         raise ValueError(
             f"masks are asked for, but {without} of {len(rows)} images have none: add them (jobs/add_masks.py --coarse)"
         )
-
-
-def check_part_boxes(index: Index, num_parts: int) -> None:
-    """ValueError when the shards hold another number of part boxes than a run asks for (0: it asks for none)."""
-    if not num_parts or index.boxes is None:
-        return
-    if index.boxes.shape[1] != num_parts:
-        raise ValueError(
-            f"{num_parts} parts are asked for, but the shards hold {index.boxes.shape[1]} boxes an image: run"
-            f" jobs/add_masks.py --panet with parts.num_parts={num_parts} (or --stripes {num_parts}), or ask for"
-            f" {index.boxes.shape[1]}"
-        )
-
-
-def has_part_boxes(index: Index, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """(n,) which images have part boxes in the shards."""
-    if index.boxes is None:
-        return np.zeros(len(rows), dtype=np.bool_)
-    return np.asarray(index.boxes[rows].any(axis=(1, 2)), dtype=np.bool_)
-
-
-def part_boxes_of(
-    index: Index, rows: NDArray[np.int64], num_parts: int, *, stripes: bool = False
-) -> NDArray[np.float32]:
-    """(n, K, 4) part boxes of images; uniform stripes where the shards hold none, or for all of them."""
-    uniform = np.tile(uniform_stripes(num_parts), (len(rows), 1, 1))
-    if stripes or index.boxes is None:
-        return uniform
-    return np.where(has_part_boxes(index, rows)[:, None, None], index.boxes[rows], uniform).astype(np.float32)
 
 
 def _points_and_sizes(index: Index, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:

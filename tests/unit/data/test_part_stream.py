@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reid.data.decode import UnreadableImageError
-from reid.data.stream import EvalStream, LoaderConfig, TrainStream, has_part_boxes
+from reid.data.stored_parts import has_part_boxes
+from reid.data.stream import EvalStream, LoaderConfig, TrainStream
 from reid.data.transforms import TrainTransform, TransformConfig, draw_augmentation
 from reid.data.warp import WarpConfig
 from reid.parts import uniform_stripes
@@ -25,6 +26,7 @@ def test_boxes_move_as_masks_painted_with_them(seed: int, padding: int) -> None:
     config = TransformConfig(height=40, width=60, padding=padding, flip_probability=0.5)
     rng = np.random.default_rng(seed)
     corners = np.sort(rng.integers(0, (61, 41), (4, 2, 2)), axis=1)  # (image, low and high, x and y) in raw pixels
+    corners[:, 0] = np.minimum(corners[:, 0], (59, 39))  # at least a pixel of every box lies in the image
     corners[:, 1] = np.maximum(corners[:, 1], corners[:, 0] + 1)
     boxes = np.concatenate((corners[:, 0], corners[:, 1]), axis=1)[:, None] / (60, 40, 60, 40)
     augmentation = draw_augmentation(config, seed=seed, epoch=0, step=0, num_images=4)
