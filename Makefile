@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test check kill-campaign kill-campaign-ray bench lock clean
+.PHONY: help setup demo test check kill-campaign kill-campaign-ray ensemble bench lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -40,7 +40,10 @@ kill-campaign: $(READY)  ## 50 kills of a training without Ray: nothing acknowle
 	$(BIN)/python -m pytest -m slow tests/integration
 
 kill-campaign-ray: $(READY)  ## 5 kills of workers and drivers of a training on local Ray
-	$(BIN)/python -m pytest -m slow tests/cluster
+	$(BIN)/python -m pytest -m slow tests/cluster/test_kill_campaign.py tests/cluster/test_preemption.py
+
+ensemble: $(READY)  ## the pixel-space ensemble trained on local Ray: too long for the default suite
+	$(BIN)/python -m pytest -m slow tests/cluster/test_pixel_ensemble.py
 
 bench: $(READY)  ## all benchmarks, results as JSON below build/benchmarks
 	@for name in loader masks triplet step ranking rerank ray_overhead; do \
