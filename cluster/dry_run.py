@@ -32,7 +32,7 @@ from reid.build.evaluation import evaluation_trials
 from reid.build.keypoint_evaluation import evaluation_rows, raw_sizes
 from reid.build.run_folder import open_run
 from reid.build.run_plan import describe_plan
-from reid.build.training import build_step
+from reid.build.training import ReidModel, build_step
 from reid.config import AnyExperiment, KeypointExperiment, experiment_of
 from reid.data.plan import lanes_of_worker
 from reid.data.shard_set import ShardSet
@@ -40,9 +40,6 @@ from reid.evaluation.distances import cosine_distances
 from reid.evaluation.extract import extract_features
 from reid.evaluation.keypoint_prediction import predict_peaks
 from reid.evaluation.protocols import rows_of_trials
-from reid.models.panet import PANet
-from reid.models.pmnet import PMNet
-from reid.models.ppt import PPT
 from reid.storage import delete_tree, write_bytes_atomic
 
 logger = logging.getLogger(__name__)
@@ -155,12 +152,11 @@ def _try_evaluation(
     """What an evaluation does with images, done with a few."""
     images = open_eval_stream(experiment, shards, rows, device)
     precision = experiment.evaluation.precision
-    match model:
-        case PPT() | PANet() | PMNet():
-            features, _ = extract_features(model.embed, images, device, precision=precision)
-            cosine_distances(features, features)
-        case _:
-            predict_peaks(model, images, raw_sizes(shards.index), device, precision=precision)
+    if isinstance(model, ReidModel):
+        features, _ = extract_features(model.embed, images, device, precision=precision)
+        cosine_distances(features, features)
+    else:
+        predict_peaks(model, images, raw_sizes(shards.index), device, precision=precision)
     images.close()
 
 

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
@@ -40,7 +41,7 @@ from reid.visual.mosaic import save_picture
 
 logger = logging.getLogger(__name__)
 
-PLANES: tuple[PlaneName, ...] = ("front", "back", "side", "top")
+PLANES: tuple[PlaneName, ...] = get_args(PlaneName)
 ENSEMBLE_FILE = "ensemble.json"
 """In the run folder `<runs>/<name>`: the figures, and what they follow from."""
 

@@ -7,6 +7,7 @@ import torch
 from reid.build.training import build_training
 from reid.config import AnyExperiment
 from reid.contracts import EpochResult
+from reid.training.snapshot import CheckpointState
 from reid.training.workers import Wish
 
 
@@ -24,3 +25,10 @@ def train(experiment: AnyExperiment, stop_after: int | None = None) -> list[Epoc
         return [result for result in training.results(wish) if isinstance(result, EpochResult)]
     finally:
         training.stream.close()
+
+
+def assert_same_bits(expected: CheckpointState, actual: CheckpointState) -> None:
+    """Weights and the optimiser's tensors are equal to the last bit."""
+    for saved, again in ((expected.model, actual.model), (expected.optimizer.tensors, actual.optimizer.tensors)):
+        assert saved.keys() == again.keys()
+        assert all(torch.equal(saved[key], again[key]) for key in saved)

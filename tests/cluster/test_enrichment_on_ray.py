@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -140,14 +138,6 @@ def test_addresses_inside_a_jobs_copy_and_pictures_that_cannot_be_are_refused_fi
     assert "target=target lies in the job's copy" in refusal(str(tmp_path / "source"), "target")
     assert "--num-pictures 0" in refusal("a", "b", "--pictures", str(tmp_path / "p.png"), "--num-pictures", "0")
     assert "--pictures=p.png lies in the job's copy" in refusal("a", "b", "--pictures", "p.png")
-
-
-@pytest.fixture
-def own_signals() -> Iterator[None]:
-    """What the job does on SIGTERM ends with the test."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.usefixtures("own_signals")

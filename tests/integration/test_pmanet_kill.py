@@ -12,7 +12,7 @@ from reid.build.run_folder import open_run
 from reid.config import PMNetExperiment, load_experiment
 from reid.training.checkpoint import CheckpointStore
 from tests.synthetic_shards import pack_synthetic, small_config
-from tests.training_runs import train
+from tests.training_runs import assert_same_bits, train
 
 SECONDS_TO_WAIT = 120.0
 
@@ -67,6 +67,4 @@ def test_a_killed_run_ends_in_the_bits_of_a_calm_one(tmp_path: Path) -> None:
     assert store.newest() == name
     expected, actual = expected_store.load(name), store.load(name)
     assert (expected.model["log_variances"] != 0).all()
-    for saved, again in ((expected.model, actual.model), (expected.optimizer.tensors, actual.optimizer.tensors)):
-        assert saved.keys() == again.keys()
-        assert all(torch.equal(saved[key], again[key]) for key in saved)
+    assert_same_bits(expected, actual)

@@ -22,7 +22,7 @@ from reid.evaluation.keypoint_prediction import predict_keypoints
 from reid.storage import open_location, read_bytes, sha256_of
 from reid.training.checkpoint import CheckpointStore
 from tests.synthetic_shards import pack_synthetic, small_config
-from tests.training_runs import train
+from tests.training_runs import assert_same_bits, train
 
 CPU = torch.device("cpu")
 
@@ -70,9 +70,7 @@ def test_a_run_stopped_inside_an_epoch_and_continued_ends_in_the_same_bits(
     expected, actual = expected_store.load(name), actual_store.load(name)
     assert expected.optimizer.kind == "RMSprop"
     assert any("square_avg" in key for key in expected.optimizer.tensors)
-    for saved, again in ((expected.model, actual.model), (expected.optimizer.tensors, actual.optimizer.tensors)):
-        assert saved.keys() == again.keys()
-        assert all(torch.equal(saved[key], again[key]) for key in saved)
+    assert_same_bits(expected, actual)
 
 
 def test_evaluation_report_and_thresholds_of_a_checkpoint(trained: KeypointExperiment) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import signal
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -170,14 +168,6 @@ def test_in_vehicleids_trials_an_image_is_occluded_as_a_query_and_clean_in_the_g
 def test_severities_that_are_none_are_refused(texts: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_severities(texts)
-
-
-@pytest.fixture
-def own_signals() -> Iterator[None]:
-    """What the jobs do on SIGTERM ends with the test."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.usefixtures("own_signals")

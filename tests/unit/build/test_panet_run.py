@@ -39,7 +39,7 @@ from reid.models.panet import PANet
 from reid.parts import uniform_stripes
 from reid.storage import open_location
 from reid.training.checkpoint import CheckpointStore
-from tests.training_runs import train
+from tests.training_runs import assert_same_bits, train
 from tests.unit.data.raw_images import SMALL, draw_records
 
 CPU = torch.device("cpu")
@@ -123,9 +123,7 @@ def test_a_run_stopped_inside_an_epoch_and_continued_ends_in_the_same_bits(
     assert name is not None
     assert actual_store.newest() == name
     expected, actual = expected_store.load(name), actual_store.load(name)
-    for saved, again in ((expected.model, actual.model), (expected.optimizer.tensors, actual.optimizer.tensors)):
-        assert saved.keys() == again.keys()
-        assert all(torch.equal(saved[key], again[key]) for key in saved)
+    assert_same_bits(expected, actual)
 
 
 def test_evaluation_is_retrieval_and_the_report_shows_the_parts(experiment: PANetExperiment, checkpoint: str) -> None:

@@ -32,7 +32,7 @@ from reid.storage import open_location
 from reid.training.checkpoint import CheckpointStore
 from reid.training.optim import OptimizerConfig, build_optimizer, parameter_groups
 from tests.synthetic_shards import pack_synthetic, small_config
-from tests.training_runs import train
+from tests.training_runs import assert_same_bits, train
 
 CPU = torch.device("cpu")
 COMBINATION = "model.planes={}"
@@ -168,9 +168,7 @@ def test_a_run_stopped_inside_an_epoch_and_continued_ends_in_the_same_bits(
     expected, actual = expected_store.load(name), actual_store.load(name)
     moved = expected.model["log_variances"]
     assert (moved != 0).all(), "the log variances are part of the checkpoint, and have moved"
-    for saved, again in ((expected.model, actual.model), (expected.optimizer.tensors, actual.optimizer.tensors)):
-        assert saved.keys() == again.keys()
-        assert all(torch.equal(saved[key], again[key]) for key in saved)
+    assert_same_bits(expected, actual)
 
 
 def test_log_variances_form_the_last_group_without_decay_at_their_own_rate(experiment: PMNetExperiment) -> None:
