@@ -26,6 +26,7 @@ from cluster.resources import (
 from cluster.run_marks import RefusalMark, StopMark
 from cluster.train_loop import train_worker
 from reid.build.data import open_data
+from reid.build.initial_weights import CACHE
 from reid.build.report import write_run_report
 from reid.build.results import Result, print_results
 from reid.build.run_folder import RunFolder, open_run
@@ -185,16 +186,20 @@ def _said(causes: dict[int, BaseException]) -> dict[str, list[int]]:
 
 
 def with_absolute_addresses(experiment: SomeExperiment) -> SomeExperiment:
-    """The experiment with run folder, shards and a detector's first weights as every process of the cluster finds them.
+    """The experiment with run folder, shards and first weights as every process of the cluster finds them.
 
     Raises:
         ValueError: A relative path inside the copy of the working directory that `ray job submit` makes: what is
             written there is thrown away after the job.
     """
     addresses = {"runs": experiment.runs, "data.shards": experiment.data.shards}
-    weights = experiment.model.weights if isinstance(experiment, KeypointExperiment) else None
-    if weights is not None and "://" not in weights:  # a URL is the same everywhere; evaluation must not open it
-        addresses["model.weights"] = weights
+    if isinstance(experiment, KeypointExperiment):
+        key, weights = "model.weights", experiment.model.weights
+    else:
+        key, weights = "model.backbone.weights", experiment.model.backbone.weights
+    # A URL is the same everywhere; evaluation must not open it.
+    if weights is not None and weights != CACHE and "://" not in weights:
+        addresses[key] = weights
     return with_overrides(experiment, [f"{key}={absolute_address(key, value)}" for key, value in addresses.items()])
 
 

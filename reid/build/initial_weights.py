@@ -1,21 +1,38 @@
-"""The weights that a new run of the keypoint detector starts from: another run's checkpoint, or a file."""
+"""The weights that a new run starts from: another run's checkpoint, or a file."""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import logging
+import pickle
+from collections.abc import Mapping
+from typing import Final
 
+import torch
 from torch import Tensor
+from torchvision.models import ResNet18_Weights, ResNet34_Weights, ResNet50_Weights, ResNet101_Weights
 
 from reid.build.checkpoints import checkpoint_digest
+from reid.models.backbone import BackboneConfig
 from reid.models.hourglass import Hourglass
 from reid.models.state_dict import load_fitting_state
-from reid.storage import Location, exists, list_names, open_location, read_bytes, sha256_of
+from reid.storage import Location, exists, list_names, open_location, read_bytes
 from reid.training.checkpoint import CheckpointStore
 from reid.training.checkpoint_files import tensors_from_bytes
 
 logger = logging.getLogger(__name__)
 
-_SUFFIX = ".safetensors"
+CACHE: Final = "cache"
+"""As `model.backbone.weights`: the file of torchvision's ImageNet weights in torch's local cache."""
+_IMAGENET_WEIGHTS: Final = {
+    "resnet18": ResNet18_Weights.IMAGENET1K_V1,
+    "resnet34": ResNet34_Weights.IMAGENET1K_V1,
+    "resnet50": ResNet50_Weights.IMAGENET1K_V1,
+    "resnet101": ResNet101_Weights.IMAGENET1K_V1,
+}
+_SAFETENSORS: Final = ".safetensors"
+_PICKLED: Final = (".pth", ".pt")
 
 
 def load_initial_weights(detector: Hourglass) -> None:
@@ -31,32 +48,109 @@ def load_initial_weights(detector: Hourglass) -> None:
     if config.weights is None:
         return
     location = open_location(config.weights)
-    if not exists(location):
-        raise FileNotFoundError(
-            f"model.weights={config.weights!r}: expected the checkpoint folder or {_SUFFIX} file {location.uri}, which"
-            " does not exist; give another, or set model.weights to null for random ones"
-        )
-    state, digest = _file(location) if location.name.endswith(_SUFFIX) else _checkpoint(location)
-    if config.sha256 is not None and digest != config.sha256:
-        raise ValueError(f"{location.uri}: expected sha256 {config.sha256}, got {digest}; it is damaged or another one")
+    state = _read("model", location, (_SAFETENSORS,), config.sha256)
     network = f"an hourglass of {config.num_stacks} stacks and {config.channels} channels"
     load_fitting_state(detector, state, source=location.uri, network=network)
     logger.info("detector: %d tensors from %s", len(state), location.uri)
 
 
-def _file(location: Location) -> tuple[dict[str, Tensor], str]:
-    """The tensors of a file and its sha256."""
-    data = read_bytes(location)
-    return tensors_from_bytes(data, location.uri), sha256_of(data)
+def backbone_state(config: BackboneConfig) -> dict[str, Tensor] | None:
+    """The tensors that a backbone's `weights` name, under torchvision's names; None when it starts from random ones.
+
+    Of a checkpoint the weights that evaluation uses, and of PMANet's two last stages the global head's.
+
+    Raises:
+        FileNotFoundError: There is no such checkpoint or file; the message names it.
+        ValueError: It is damaged, has another hash, or holds no backbone.
+    """
+    if config.weights is None:
+        return None
+    location, sha256 = backbone_source(config), config.sha256
+    if config.weights == CACHE:
+        if not exists(location):
+            raise FileNotFoundError(
+                f"model.backbone.weights=cache: expected the file {location.uri}, which does not exist; download"
+                f" {_IMAGENET_WEIGHTS[config.name].url} to that place yourself, name another file or a checkpoint, or"
+                " set weights to null for random ones"
+            )
+        # torchvision's names end in the first 8 digits of the file's sha256: resnet50-0676ba61.pth.
+        sha256 = sha256 or location.name.removesuffix(_PICKLED[0]).rpartition("-")[2]
+    state = _read("model.backbone", location, (_SAFETENSORS, *_PICKLED), sha256)
+    if not location.name.endswith((_SAFETENSORS, *_PICKLED)):
+        state = _backbone_of(state, location)
+    state = {name: value for name, value in state.items() if not name.startswith("fc.")}
+    logger.info("backbone %s: %d tensors from %s", config.name, len(state), location.uri)
+    return state
 
 
-def _checkpoint(location: Location) -> tuple[dict[str, Tensor], str]:
-    """The weights of a checkpoint folder, each file verified, and the sha256 of its manifest."""
+def backbone_source(config: BackboneConfig) -> Location:
+    """The file or checkpoint that `config.weights`, which is not None, means. Opens nothing."""
+    if config.weights == CACHE:
+        file = _IMAGENET_WEIGHTS[config.name].url.rpartition("/")[2]
+        return open_location(torch.hub.get_dir()).child("checkpoints").child(file)
+    assert config.weights is not None
+    return open_location(config.weights)
+
+
+def _read(section: str, location: Location, suffixes: tuple[str, ...], sha256: str | None) -> dict[str, Tensor]:
+    """The tensors of a checkpoint folder or of a file with one of the suffixes, compared with the expected hash."""
+    if not exists(location):
+        raise FileNotFoundError(
+            f"{section}.weights={location.uri}: expected a checkpoint folder or {_list(suffixes)} file, which does not"
+            f" exist; give another, or set {section}.weights to null for random ones"
+        )
+    if location.name.endswith(suffixes):
+        data = read_bytes(location)
+        _check_hash(location, hashlib.sha256(data).hexdigest(), sha256)
+        return (
+            tensors_from_bytes(data, location.uri) if location.name.endswith(_SAFETENSORS) else _plain(data, location)
+        )
     if location.is_local and not location.local_path.is_dir():
-        raise ValueError(f"model.weights={location.uri}: expected a checkpoint folder or a {_SUFFIX} file")
+        raise ValueError(f"{section}.weights={location.uri}: expected a checkpoint folder or a {_list(suffixes)} file")
     if "checkpoints" in list_names(location):
         raise ValueError(
-            f"model.weights={location.uri} is a run folder: expected one of its checkpoints,"
+            f"{section}.weights={location.uri} is a run folder: expected one of its checkpoints,"
             f" {location.child('checkpoints').uri}/step-..."
         )
-    return CheckpointStore(location.parent).load_model_weights(location.name), checkpoint_digest(location)
+    state = CheckpointStore(location.parent).load_model_weights(location.name)
+    _check_hash(location, checkpoint_digest(location), sha256)
+    return state
+
+
+def _check_hash(location: Location, actual: str, expected: str | None) -> None:
+    if expected is not None and not actual.startswith(expected):
+        raise ValueError(f"{location.uri}: expected sha256 {expected}, got {actual}; it is damaged or another one")
+
+
+def _plain(data: bytes, location: Location) -> dict[str, Tensor]:
+    """A state dict that `torch.save` wrote; nothing but tensors is ever unpickled."""
+    try:
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        raise ValueError(f"{location.uri} is not a state dict that torch.save wrote: {error}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(
+            f"{location.uri}: expected a plain state dict (name -> tensor) with the keys of torchvision's ResNet"
+        )
+    return state
+
+
+def _backbone_of(state: Mapping[str, Tensor], location: Location) -> dict[str, Tensor]:
+    """The backbone in the state of a whole network of this project, under torchvision's names."""
+    for prefixes in (
+        {"backbone.": ""},
+        {"trunk.": "", "global_stage.": "layer4."},
+        {"trunk.": "", "part_stage.": "layer4."},
+    ):
+        if all(any(name.startswith(prefix) for name in state) for prefix in prefixes):
+            return {
+                new + name.removeprefix(prefix): value
+                for prefix, new in prefixes.items()
+                for name, value in state.items()
+                if name.startswith(prefix)
+            }
+    raise ValueError(f"{location.uri} is a checkpoint without a ResNet: expected one of PPT, PANet or PMANet")
+
+
+def _list(suffixes: tuple[str, ...]) -> str:
+    return " or ".join(suffixes)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from reid.build.data import open_data, open_train_stream
-from reid.build.initial_weights import load_initial_weights
+from reid.build.initial_weights import backbone_state, load_initial_weights
 from reid.build.run_folder import RunFolder, open_run
 from reid.config import (
     AnyExperiment,
@@ -104,17 +104,19 @@ def build_model(experiment: ReidExperiment, num_classes: int, *, pretrained: boo
         experiment: The run.
         num_classes: Identities of the training split.
         pretrained: False leaves the backbone's weights random: a checkpoint is about to replace them.
+
+    Raises:
+        FileNotFoundError: The weights to start from are missing.
+        ValueError: They are not what is expected, or of another network.
     """
-    backbone = experiment.model.backbone
-    if not pretrained:
-        backbone = backbone.model_copy(update={"weights": None})
+    state = backbone_state(experiment.model.backbone) if pretrained else None
     match experiment:
         case Experiment(model=model):
-            return PPT(model.model_copy(update={"backbone": backbone}), num_classes)
+            return PPT(model, num_classes, state)
         case PANetExperiment(model=model):
-            return PANet(model.model_copy(update={"backbone": backbone}), num_classes)
+            return PANet(model, num_classes, state)
         case PMNetExperiment(model=model):
-            return PMNet(model.model_copy(update={"backbone": backbone}), num_classes)
+            return PMNet(model, num_classes, state)
 
 
 def describe_run(experiment: AnyExperiment, data_hash: str) -> RunDescription:

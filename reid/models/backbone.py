@@ -1,42 +1,21 @@
-"""ResNet feature extractors in torchvision's layout, with the last stride as an option and no silent downloads."""
+"""ResNet feature extractors in torchvision's layout, with the last stride as an option."""
 
 from __future__ import annotations
 
-import hashlib
-import logging
 from collections import OrderedDict
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Final, Literal
 
-import torch
 from pydantic import Field, model_validator
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision.models import (
-    ResNet18_Weights,
-    ResNet34_Weights,
-    ResNet50_Weights,
-    ResNet101_Weights,
-    resnet18,
-    resnet34,
-    resnet50,
-    resnet101,
-)
+from torchvision.models import resnet18, resnet34, resnet50, resnet101
 
 from reid.contracts import Settings
 from reid.models.state_dict import load_fitting_state
 
-logger = logging.getLogger(__name__)
-
 BackboneName = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
 
 _CONSTRUCTORS: Final = {"resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50, "resnet101": resnet101}
-_IMAGENET_WEIGHTS: Final = {
-    "resnet18": ResNet18_Weights.IMAGENET1K_V1,
-    "resnet34": ResNet34_Weights.IMAGENET1K_V1,
-    "resnet50": ResNet50_Weights.IMAGENET1K_V1,
-    "resnet101": ResNet101_Weights.IMAGENET1K_V1,
-}
 
 
 class BackboneConfig(Settings):
@@ -47,10 +26,12 @@ class BackboneConfig(Settings):
     last_stride: Literal[1, 2] = 1
     """Stride of the last stage: 1 gives a map of 1/16 of the image (256x256 -> 16x16), 2 the classifier's 1/32."""
     weights: str | None = None
-    """None: random. "cache": torchvision's IMAGENET1K_V1 file, if it already lies in torch's local cache (nothing is
-    ever downloaded). Otherwise the path of a .pth or .safetensors file with torchvision's keys (`fc.*` is ignored)."""
+    """What a new run starts from. None: random weights. "cache": torchvision's IMAGENET1K_V1 file, if it already lies
+    in torch's local cache (nothing is ever downloaded). Otherwise a path or URL: a .pth or .safetensors file with
+    torchvision's keys (`fc.*` is ignored), or a checkpoint folder of PPT, PANet or PMANet, whose backbone is taken."""
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
-    """Expected sha256 of the weights file; None: not checked (but a file of the cache must match its own name)."""
+    """Expected sha256 of that file, or of the checkpoint's manifest.json; None: not checked (but a file of the cache
+    must match its own name)."""
 
     @model_validator(mode="after")
     def _sha256_needs_a_file(self) -> BackboneConfig:
@@ -92,17 +73,19 @@ class Backbone(nn.Module):
         return maps
 
 
-def build_backbone(config: BackboneConfig) -> Backbone:
-    """The network of `config`, with its weights loaded.
+def build_backbone(config: BackboneConfig, state: Mapping[str, Tensor] | None = None) -> Backbone:
+    """The network of `config`.
+
+    Args:
+        config: Its shape; what its `weights` name is read elsewhere.
+        state: Its first weights under torchvision's names; None: random ones.
 
     Raises:
-        FileNotFoundError: When the weights file is missing; the message names it.
-        ValueError: When the file's hash or its keys and shapes do not fit.
+        ValueError: When the names or shapes of `state` do not fit.
     """
     backbone = Backbone(config.name, config.last_stride)
-    path = weights_path(config)
-    if path is not None:
-        load_weights(backbone, path, config)
+    if state is not None:
+        load_fitting_state(backbone, state, source=config.weights, network=f"torchvision's {config.name}")
     return backbone
 
 
@@ -117,54 +100,3 @@ def split_last_stage(backbone: Backbone) -> tuple[nn.Sequential, nn.Module]:
     pieces = OrderedDict(backbone.named_children())
     last_stage = pieces.pop("layer4")
     return nn.Sequential(pieces), last_stage
-
-
-def weights_path(config: BackboneConfig) -> Path | None:
-    """The file that `config.weights` means, None for random weights. Looks at no network."""
-    if config.weights is None:
-        return None
-    if config.weights == "cache":
-        return Path(torch.hub.get_dir()) / "checkpoints" / Path(_IMAGENET_WEIGHTS[config.name].url).name
-    return Path(config.weights).expanduser()
-
-
-def load_weights(backbone: Backbone, path: Path, config: BackboneConfig) -> None:
-    """Load a torchvision state dict into `backbone`; `fc.*` is ignored, everything else must fit.
-
-    Raises:
-        FileNotFoundError: When there is no such file.
-        ValueError: When hash, keys or shapes do not fit.
-    """
-    if not path.is_file():
-        source = (
-            f"download {_IMAGENET_WEIGHTS[config.name].url} to that place yourself, "
-            if config.weights == "cache"
-            else ""
-        )
-        raise FileNotFoundError(
-            f"backbone.weights={config.weights!r}: expected the file {path}, which does not exist; {source}"
-            f"give the path of a .pth or .safetensors file, or set weights to null for random ones"
-        )
-    _check_hash(path, config)
-    if path.suffix == ".safetensors":
-        state = load_file(path)
-    else:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-            raise ValueError(
-                f"{path}: expected a plain state dict (name -> tensor) with the keys of torchvision's ResNet"
-            )
-    state = {name: value for name, value in state.items() if not name.startswith("fc.")}
-    load_fitting_state(backbone, state, source=path, network=f"torchvision's {config.name}")
-    logger.info("backbone %s: %d tensors from %s", config.name, len(state), path)
-
-
-def _check_hash(path: Path, config: BackboneConfig) -> None:
-    # torchvision's names end in the first 8 digits of the file's sha256: resnet50-0676ba61.pth.
-    expected = config.sha256 or (path.stem.rpartition("-")[2] if config.weights == "cache" else "")
-    if not expected:
-        return
-    with path.open("rb") as file:
-        actual = hashlib.file_digest(file, "sha256").hexdigest()
-    if not actual.startswith(expected):
-        raise ValueError(f"{path}: expected sha256 {expected}, got {actual}; the file is damaged or another one")

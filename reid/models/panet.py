@@ -7,6 +7,7 @@ images --normalise--> encoder --> maps --> pooling, BNNeck, classifier        fe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Final
 
@@ -46,20 +47,22 @@ class PANet(nn.Module):
     loss, which takes it in float32.
     """
 
-    def __init__(self, config: PANetConfig, num_classes: int) -> None:
-        """Build the network and load the backbone's weights.
+    def __init__(
+        self, config: PANetConfig, num_classes: int, backbone_state: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Build the network.
 
         Args:
             config: Of the network.
             num_classes: Identities of the training split.
+            backbone_state: First weights of the backbone under torchvision's names; None: random ones.
 
         Raises:
-            FileNotFoundError: When the backbone's weights are not where the config says.
-            ValueError: When they do not fit, or there are no classes.
+            ValueError: When the weights do not fit, or there are no classes.
         """
         super().__init__()
         self.config = config
-        self.backbone = build_backbone(config.backbone)
+        self.backbone = build_backbone(config.backbone, backbone_state)
         self.neck = Neck(config.neck, self.backbone.feature_dim, num_classes)
         self.decoder = _decoder(self.backbone.feature_dim, config.decoder_channels)
         self.normalise_pixels = PixelNormalization()

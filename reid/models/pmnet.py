@@ -9,7 +9,7 @@ images --normalise--> conv1 .. conv4 --> conv5 --> convolution --> pooling, BNNe
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import torch
@@ -76,20 +76,23 @@ class PMNet(nn.Module):
     average their gradients and checkpoints hold them.
     """
 
-    def __init__(self, config: PMNetConfig, num_classes: int) -> None:
-        """Build the network and load the backbone's weights, into both copies of the last stage.
+    def __init__(
+        self, config: PMNetConfig, num_classes: int, backbone_state: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Build the network.
 
         Args:
             config: Of the network.
             num_classes: Identities of the training split.
+            backbone_state: First weights of the backbone under torchvision's names, for both copies of its last
+                stage; None: random ones.
 
         Raises:
-            FileNotFoundError: When the backbone's weights are not where the config says.
-            ValueError: When they do not fit, or there are no classes.
+            ValueError: When the weights do not fit, or there are no classes.
         """
         super().__init__()
         self.config = config
-        backbone = build_backbone(config.backbone)
+        backbone = build_backbone(config.backbone, backbone_state)
         self.trunk, last_stage = split_last_stage(backbone)
         self.pooling = build_pooling(config.neck)
         self.global_stage: nn.Module | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -34,19 +36,19 @@ class PPT(nn.Module):
     and rounding weights that average over many cells costs less than the rounding that the map has already had.
     """
 
-    def __init__(self, config: PPTConfig, num_classes: int) -> None:
-        """Build the network and load the backbone's weights.
+    def __init__(self, config: PPTConfig, num_classes: int, backbone_state: Mapping[str, Tensor] | None = None) -> None:
+        """Build the network.
 
         Args:
             config: Of the network.
             num_classes: Identities of the training split.
+            backbone_state: First weights of the backbone under torchvision's names; None: random ones.
 
         Raises:
-            FileNotFoundError: When the backbone's weights are not where the config says.
-            ValueError: When they do not fit, or there are no classes.
+            ValueError: When the weights do not fit, or there are no classes.
         """
         super().__init__()
-        self.backbone = build_backbone(config.backbone)
+        self.backbone = build_backbone(config.backbone, backbone_state)
         self.neck = Neck(config.neck, self.backbone.feature_dim, num_classes)
         self.plane_config = config.planes
         self.normalise_pixels = PixelNormalization()
