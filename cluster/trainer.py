@@ -218,7 +218,7 @@ def evaluate_run(experiment: AnyExperiment) -> Result:
         name = store.newest()
         if name is None:
             raise ValueError(f"--eval-only: {folder.checkpoints.uri} holds no sound checkpoint; train first")
-        refuse_other_run(store.load(name), describe_run(experiment, shards.manifest.hash))
+        refuse_other_run(name, store.load_run(name), describe_run(experiment, shards.manifest.hash))
         store.pin(name, "eval-only", experiment.cluster.evaluation_timeout_seconds)
         try:
             evaluation = evaluate_checkpoint(experiment, folder.checkpoints.child(name).uri)
@@ -245,5 +245,7 @@ def _check_resume(
     if resume is Resume.MUST and newest is None:
         raise ValueError(f"--resume must: {folder.checkpoints.uri} holds no sound checkpoint")
     if newest is not None:
-        refuse_other_run(store.load(newest), describe_run(experiment, data_hash), resume_anyway=resume_anyway)
+        refuse_other_run(
+            newest, store.load_run(newest), describe_run(experiment, data_hash), resume_anyway=resume_anyway
+        )
     return newest

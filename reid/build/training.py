@@ -35,7 +35,7 @@ from reid.models.pmnet import PMNet
 from reid.models.ppt import PPT
 from reid.process_group import world_size
 from reid.training.checkpoint import CheckpointStore
-from reid.training.continuation import refuse_other_run
+from reid.training.continuation import refuse_other_optimizer, refuse_other_run
 from reid.training.loop import fit, no_wish
 from reid.training.optim import build_optimizer, parameter_groups
 from reid.training.randomness import seed_everything
@@ -203,7 +203,8 @@ def build_training(experiment: AnyExperiment, device: torch.device, *, resume_an
     start = Position()
     if name is not None:
         state = store.load(name)
-        refuse_other_run(state, description, step.optimizer, resume_anyway=resume_anyway)
+        refuse_other_run(name, state.run, description, resume_anyway=resume_anyway)
+        refuse_other_optimizer(name, state.optimizer, step.optimizer)
         restore_snapshot(step, state)
         start = state.position
         if rank() == 0:
@@ -228,9 +229,10 @@ def finished_checkpoint(experiment: AnyExperiment) -> str | None:
     if newest is None:
         return None
     name, position = newest
+    saved = store.load_run(name)
     with open_data(experiment, verify="sizes") as shards:
-        refuse_other_run(store.load(name), describe_run(experiment, shards.manifest.hash))
-    epochs, asked = store.load_run(name).config["training"]["loop"]["epochs"], experiment.training.loop.epochs
+        refuse_other_run(name, saved, describe_run(experiment, shards.manifest.hash))
+    epochs, asked = saved.config["training"]["loop"]["epochs"], experiment.training.loop.epochs
     if epochs != asked:
         raise ValueError(
             f"{open_run(experiment).location.uri} is a run of {epochs} epochs, expected one of {asked}, whose schedule"

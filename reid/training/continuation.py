@@ -12,7 +12,8 @@ import torch
 from reid.contracts import flatten
 from reid.training.checkpoint import CheckpointRefusedError
 from reid.training.optim import describe
-from reid.training.snapshot import CheckpointState, RunDescription
+from reid.training.optimizer_state import OptimizerState
+from reid.training.snapshot import RunDescription
 
 logger = logging.getLogger(__name__)
 
@@ -41,43 +42,49 @@ def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[st
     return lines
 
 
-def refuse_other_run(
-    state: CheckpointState,
-    run: RunDescription,
-    optimizer: torch.optim.Optimizer | None = None,
-    *,
-    resume_anyway: bool = False,
-) -> None:
-    """Raise when a checkpoint must not continue this run: another data set, other settings, another optimiser.
+def refuse_other_run(name: str, saved: RunDescription, run: RunDescription, *, resume_anyway: bool = False) -> None:
+    """Raise when a checkpoint must not continue this run: it is of another data set or other settings.
 
     Args:
-        state: The checkpoint.
+        name: Of the checkpoint.
+        saved: The run that wrote it.
         run: This run.
-        optimizer: This run's, to compare class and backend; None skips that.
-        resume_anyway: Accept other settings (with a warning that names them); data set and optimiser must fit always.
+        resume_anyway: Accept other settings (with a warning that names them); the data set must fit always.
 
     Raises:
         CheckpointRefusedError: Naming every difference.
     """
     problems = []
-    if state.run.data_hash != run.data_hash:
+    if saved.data_hash != run.data_hash:
         problems.append(
-            f"another data set: its manifest has the hash {state.run.data_hash or '(none)'}, "
+            f"another data set: its manifest has the hash {saved.data_hash or '(none)'}, "
             f"this run's {run.data_hash or '(none)'}"
         )
-    if optimizer is not None:
-        here = describe(optimizer)
-        if (state.optimizer.kind, state.optimizer.backend) != (here["class"], here["backend"]):
-            problems.append(
-                f"another optimizer: {state.optimizer.kind} ({state.optimizer.backend}), here {here['class']} "
-                f"({here['backend']})"
-            )
-    changed = differences(state.run.fixed, run.fixed)
+    changed = differences(saved.fixed, run.fixed)
     if changed and resume_anyway:
         logger.warning("resuming although settings differ: %s", "; ".join(changed))
     elif changed:
         problems += changed
     if problems:
-        raise CheckpointRefusedError(
-            f"the checkpoint of step {state.position.step:,} does not continue this run\n  " + "\n  ".join(problems)
-        )
+        raise _refusal(name, problems)
+
+
+def refuse_other_optimizer(name: str, saved: OptimizerState, optimizer: torch.optim.Optimizer) -> None:
+    """Raise when the moments of a checkpoint are of another optimiser, or of the same one made by another library.
+
+    Args:
+        name: Of the checkpoint.
+        saved: Its optimiser.
+        optimizer: This run's.
+
+    Raises:
+        CheckpointRefusedError: Naming both.
+    """
+    here = describe(optimizer)
+    if (saved.kind, saved.backend) != (here["class"], here["backend"]):
+        problem = f"another optimizer: {saved.kind} ({saved.backend}), here {here['class']} ({here['backend']})"
+        raise _refusal(name, [problem])
+
+
+def _refusal(name: str, problems: list[str]) -> CheckpointRefusedError:
+    return CheckpointRefusedError(f"checkpoint {name} does not continue this run\n  " + "\n  ".join(problems))

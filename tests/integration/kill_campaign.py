@@ -92,7 +92,7 @@ def live(folder: Path, steps: int) -> None:
     start, name = Position(), store.newest()
     if name is not None:
         state = store.load(name)
-        refuse_other_run(state, run, step.optimizer)
+        refuse_other_run(name, state.run, run)
         restore_snapshot(step, state)
         start = state.position
     config = LoopConfig(

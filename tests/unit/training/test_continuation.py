@@ -7,45 +7,45 @@ import logging
 import pytest
 
 from reid.training.checkpoint import CheckpointRefusedError
-from reid.training.continuation import differences, refuse_other_run
+from reid.training.continuation import differences, refuse_other_optimizer, refuse_other_run
 from reid.training.optim import OptimizerConfig
-from reid.training.snapshot import CheckpointState, Position, RunDescription, take_snapshot
+from reid.training.snapshot import Position, RunDescription, take_snapshot
 from tests.unit.training.small_run import PlannedStream, build_step
 
 RUN = RunDescription(fixed={"optim": {"rate": 0.1}, "epochs": 3}, data_hash="abc")
 
 
-@pytest.fixture(scope="module")
-def state() -> CheckpointState:
-    step = build_step()
-    step.train_batch(PlannedStream().batch(0, 0))
-    return take_snapshot(step, Position(step=1), RUN)
-
-
-def test_another_data_set_other_settings_and_another_optimizer_are_refused_together(state: CheckpointState) -> None:
+def test_another_data_set_and_other_settings_are_refused_together() -> None:
     other = RunDescription(fixed={"optim": {"rate": 0.2}, "epochs": 3, "seed": 1}, data_hash="xyz")
-    optimizer = build_step(optimizer=OptimizerConfig(name="sgd", learning_rate=0.1)).optimizer
     with pytest.raises(CheckpointRefusedError) as caught:
-        refuse_other_run(state, other, optimizer)
+        refuse_other_run("step-00000007", RUN, other)
     text = str(caught.value)
+    assert "checkpoint step-00000007 does not continue this run" in text
     assert "another data set: its manifest has the hash abc, this run's xyz" in text
-    assert "another optimizer: Adam (torch), here SGD (torch)" in text
     assert "optim.rate: 0.1 in the checkpoint, 0.2 now" in text
     assert "seed: absent in the checkpoint, 1 now" in text
     assert "epochs" not in text
 
 
-def test_the_own_run_is_accepted_and_other_settings_on_request(
-    state: CheckpointState, caplog: pytest.LogCaptureFixture
-) -> None:
-    optimizer = build_step().optimizer
-    refuse_other_run(state, RUN, optimizer)
+def test_another_optimizer_is_refused() -> None:
+    step = build_step()
+    step.train_batch(PlannedStream().batch(0, 0))
+    saved = take_snapshot(step, Position(step=1), RUN).optimizer
+    refuse_other_optimizer("step-00000001", saved, build_step().optimizer)
+    sgd = build_step(optimizer=OptimizerConfig(name="sgd", learning_rate=0.1)).optimizer
+    with pytest.raises(CheckpointRefusedError, match=r"another optimizer: Adam \(torch\), here SGD \(torch\)"):
+        refuse_other_optimizer("step-00000001", saved, sgd)
+
+
+def test_the_own_run_is_accepted_and_other_settings_on_request(caplog: pytest.LogCaptureFixture) -> None:
+    refuse_other_run("step-00000001", RUN, RUN)
     other = RunDescription(fixed={"optim": {"rate": 0.2}, "epochs": 3}, data_hash="abc")
     with caplog.at_level(logging.WARNING):
-        refuse_other_run(state, other, optimizer, resume_anyway=True)
+        refuse_other_run("step-00000001", RUN, other, resume_anyway=True)
     assert "optim.rate: 0.1 in the checkpoint, 0.2 now" in caplog.text
+    other_data = RunDescription(fixed=other.fixed, data_hash="no")
     with pytest.raises(CheckpointRefusedError, match="another data set"):
-        refuse_other_run(state, RunDescription(fixed=other.fixed, data_hash="no"), optimizer, resume_anyway=True)
+        refuse_other_run("step-00000001", RUN, other_data, resume_anyway=True)
 
 
 def test_an_optional_part_that_the_checkpoint_does_not_know_and_nobody_uses_is_no_difference() -> None:
