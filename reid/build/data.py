@@ -13,6 +13,7 @@ from reid.data.loader import LoaderConfig
 from reid.data.occlusion import OcclusionConfig
 from reid.data.shard_set import ShardSet, Verify, open_shards
 from reid.data.stream import EvalStream, TrainStream
+from reid.models.perspective import PlaneConfig
 
 
 def open_data(experiment: AnyExperiment, *, verify: Verify | None = None) -> ShardSet:
@@ -40,7 +41,7 @@ def open_train_stream(
     rows = None
     if isinstance(experiment, KeypointExperiment):
         rows, _ = annotated_rows(experiment, shards)
-    elif uses_planes(experiment) and not shards.index.has_keypoints[shards.index.rows("train")].any():
+    elif compared_planes(experiment) is not None and not shards.index.has_keypoints[shards.index.rows("train")].any():
         raise DataError(
             f"data.shards={experiment.data.shards}: no training image has keypoints, so planes teach nothing: add them"
             " (jobs/add_keypoints.py), or set model.planes=null"
@@ -60,9 +61,9 @@ def open_train_stream(
     )
 
 
-def uses_planes(experiment: AnyExperiment) -> bool:
-    """Whether training compares planes, which keypoints show."""
-    return isinstance(experiment, (Experiment, PMNetExperiment)) and experiment.model.planes is not None
+def compared_planes(experiment: AnyExperiment) -> PlaneConfig | None:
+    """The planes that training compares, which keypoints show; None where it compares none."""
+    return experiment.model.planes if isinstance(experiment, (Experiment, PMNetExperiment)) else None
 
 
 def annotated_rows(experiment: KeypointExperiment, shards: ShardSet) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

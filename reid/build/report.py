@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from reid.build.addition_pictures import KEYPOINT_TILE, draw_image_planes
-from reid.build.data import open_eval_stream
+from reid.build.data import compared_planes, open_eval_stream
 from reid.build.evaluation import load_trained_model
 from reid.build.keypoint_report import keypoint_facts, keypoint_sections
 from reid.build.metrics_log import read_metrics
@@ -29,7 +29,6 @@ from reid.evaluation.part_boxes import PartConfig
 from reid.evaluation.report import Picture, Report, Section, render_report
 from reid.evaluation.results import RetrievalResult
 from reid.keypoints import PLANE_NAMES
-from reid.models.perspective import PlaneConfig
 from reid.settings_file import to_yaml
 from reid.storage import Location, exists, write_bytes_atomic
 from reid.visual.activation import activation_picture, distance_activation_maps
@@ -103,7 +102,7 @@ def _sections(
                 *(_parts(checkpoint, shards) if isinstance(experiment, PANetExperiment) else []),
                 *(_responses(experiment, checkpoint, shards) if isinstance(experiment, PMNetExperiment) else []),
                 *_rank_lists(examples, shards),
-                *(_planes(experiment, shards) if isinstance(experiment, Experiment) else []),
+                *_planes(experiment, shards),
                 *_activations(experiment, checkpoint, shards, examples),
             ]
 
@@ -228,14 +227,13 @@ def _rank_list(example: Mapping[str, Any], shards: ShardSet) -> NDArray[np.uint8
     )
 
 
-def _planes(experiment: Experiment, shards: ShardSet) -> list[Section]:
-    """Annotated training images with the planes that the local branch sees."""
-    index = shards.index
+def _planes(experiment: ReidExperiment, shards: ShardSet) -> list[Section]:
+    """Annotated training images with the planes that training compares."""
+    config, index = compared_planes(experiment), shards.index
     rows = index.rows("train")
     rows = rows[index.has_keypoints[rows]]
-    if not len(rows):
+    if config is None or not len(rows):
         return []
-    config = experiment.model.planes or PlaneConfig()
     chosen = rows[np.linspace(0, len(rows) - 1, min(PLANE_PICTURES, len(rows))).astype(int)]
     tiles = []
     for sample in chosen:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from reid.build.data import annotated_rows, open_train_stream, uses_planes
+from reid.build.data import annotated_rows, compared_planes, open_train_stream
 from reid.config import AnyExperiment, KeypointExperiment, PANetExperiment, PMNetExperiment
 from reid.data.shard_set import ShardSet
 from reid.data.stored_parts import has_part_boxes
@@ -132,11 +132,14 @@ def _heads(experiment: PMNetExperiment) -> str:
 
 def _planes(experiment: AnyExperiment, shards: ShardSet) -> dict[str, str]:
     """How many training images can show planes, for runs that compare them."""
-    if not uses_planes(experiment):
+    if compared_planes(experiment) is None:
         return {}
     rows = shards.index.rows("train")
     with_keypoints = int(np.count_nonzero(shards.index.has_keypoints[rows]))
-    return {"planes": f"keypoints on {with_keypoints:,} of {len(rows):,} images; the others train without planes"}
+    text = f"keypoints on {with_keypoints:,} of {len(rows):,} images"
+    if with_keypoints < len(rows):
+        text += "; the others train without planes (jobs/add_keypoints.py computes keypoints)"
+    return {"planes": text}
 
 
 def _parts(experiment: AnyExperiment, shards: ShardSet) -> dict[str, str]:

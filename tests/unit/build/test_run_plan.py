@@ -6,7 +6,7 @@ import pytest
 
 from reid.build.data import open_data
 from reid.build.run_plan import describe_plan
-from reid.config import load_experiment
+from reid.config import PMNetExperiment, load_experiment
 from reid.contracts import DataError
 from tests.synthetic_shards import pack_synthetic, small_config
 
@@ -35,6 +35,18 @@ def test_the_plan_is_written_as_equations(shards: Path) -> None:
     assert "100 steps = 1 x 100 epochs" in text
     assert "3.5e-05 -> 0.00035 over 10 epochs, then 3.5e-05 from epoch 41, 3.5e-06 from epoch 71" in text
     assert "resnet50, random weights, PPT planes with weights (0.5, 0.5, 0.3, 0.2)" in text
+
+
+def test_a_combined_run_says_which_images_have_planes_and_parts(shards: Path) -> None:
+    combined = load_experiment(
+        None,
+        [f"data.shards={shards}", "model.planes={}", "data.plan.identities_per_batch=6"],
+        PMNetExperiment,
+    )
+    with open_data(combined) as opened:
+        text = describe_plan(combined, opened, device="cpu", resumed_from=None)
+    assert "keypoints on 18 of 18 images\n" in text
+    assert "3 boxes each for 0 of 18 images; 18 without get uniform stripes" in text
 
 
 def test_missing_shards_are_a_data_error_that_names_the_setting(tmp_path: Path) -> None:
