@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -37,17 +37,31 @@ from reid.training.schedule import ScheduleConfig
 from reid.training.step import StepConfig
 
 
-class DataConfig(Settings):
-    """What is read, in which order, and how images are changed on the way."""
+class PackedDataConfig(Settings):
+    """What is read, and how images are changed on the way."""
 
     shards: str = "data/shards"
     """Folder or URL (s3://, gs://, http(s)://) of a packed data set: manifest.json, index.parquet and tars."""
     verify: Literal["sizes", "full"] = "sizes"
     """Check before training: file sizes, or every shard's sha256."""
     cache: CacheConfig = CacheConfig()
-    plan: PlanConfig = PlanConfig()
+    plan: PlanConfig | ImagePlanConfig
     transform: TransformConfig = TransformConfig()
     loader: LoaderConfig = LoaderConfig()
+
+
+class DataConfig(PackedDataConfig):
+    """The images of identities, in batches of P x K."""
+
+    plan: PlanConfig = PlanConfig()
+
+
+class KeypointDataConfig(PackedDataConfig):
+    """What a detector reads: the annotated images of the training split, in plain shuffled batches."""
+
+    plan: ImagePlanConfig = ImagePlanConfig()
+    held_out_share: float = Field(0.05, ge=0.0, le=0.5)
+    """Share of the training identities that are not trained on: visibility thresholds are fitted on them."""
 
 
 class TrainingConfig(Settings):
@@ -92,29 +106,67 @@ class MetricsConfig(Settings):
     """Address that endpoint binds to; anything but loopback is your explicit choice."""
 
 
-class Experiment(Settings):
-    """A run of PPT, whole."""
+RunName = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        description="The run's folder below `runs`; resuming means the same name.",
+    ),
+]
 
-    task: Literal["ppt"] = "ppt"
+
+class Run(Settings):
+    """What every run has; each kind says which data, model, loss and evaluation are its own."""
+
+    recipe: ClassVar[Mapping[str, Any]] = {}
+    """Where the defaults of this kind are others than those of the sections."""
+
+    task: str
     """What is trained."""
-    name: str = Field("ppt", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    """The run's folder below `runs`; resuming means the same name."""
+    name: RunName
     runs: str = "runs"
     """Folder or URL that holds the runs."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Everything random follows from it."""
-    data: DataConfig = DataConfig()
-    model: PPTConfig = PPTConfig()
-    loss: PPTLossConfig = PPTLossConfig()
+    data: PackedDataConfig
+    model: Settings
+    loss: Settings
     training: TrainingConfig = TrainingConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
+    evaluation: EvaluationConfig | KeypointEvaluationConfig
     cluster: ClusterConfig = ClusterConfig()
     metrics: MetricsConfig = MetricsConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _start_from_the_recipe(cls, values: Any) -> Any:
+        return _merged(cls.recipe, values) if isinstance(values, dict) else values
+
     @model_validator(mode="after")
     def _evaluations_need_checkpoints(self) -> Self:
-        _check_evaluations(self.training, self.evaluation.every_epochs)
+        saved, evaluated = self.training.loop.checkpoint_every_epochs, self.evaluation.every_epochs
+        if evaluated % saved:
+            raise ValueError(
+                f"only checkpoints can be evaluated, but evaluation.every_epochs {evaluated} is not a multiple of"
+                f" training.loop.checkpoint_every_epochs {saved}"
+            )
         return self
+
+
+class RetrievalRun(Run):
+    """What runs have that are evaluated by who is found."""
+
+    data: DataConfig = DataConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+
+class Experiment(RetrievalRun):
+    """A run of PPT, whole."""
+
+    task: Literal["ppt"] = "ppt"
+    """What is trained."""
+    name: RunName = "ppt"
+    model: PPTConfig = PPTConfig()
+    loss: PPTLossConfig = PPTLossConfig()
 
     @model_validator(mode="after")
     def _has_one_feature(self) -> Self:
@@ -135,34 +187,16 @@ PANET_RECIPE: dict[str, Any] = {
 mask says nothing about what was erased. Flips are those of PMANet (section IV-B)."""
 
 
-class PANetExperiment(Settings):
+class PANetExperiment(RetrievalRun):
     """A run of PANet, whole: what locates the parts that PMANet learns from."""
+
+    recipe: ClassVar[Mapping[str, Any]] = PANET_RECIPE
 
     task: Literal["panet"] = "panet"
     """What is trained."""
-    name: str = Field("panet", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    """The run's folder below `runs`; resuming means the same name."""
-    runs: str = "runs"
-    """Folder or URL that holds the runs."""
-    seed: int = Field(0, ge=0, lt=2**63)
-    """Everything random follows from it."""
-    data: DataConfig = DataConfig()
+    name: RunName = "panet"
     model: PANetConfig = PANetConfig()
     loss: PANetLossConfig = PANetLossConfig()
-    training: TrainingConfig = TrainingConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    cluster: ClusterConfig = ClusterConfig()
-    metrics: MetricsConfig = MetricsConfig()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _start_from_the_recipe(cls, values: Any) -> Any:
-        return _merged(PANET_RECIPE, values) if isinstance(values, dict) else values
-
-    @model_validator(mode="after")
-    def _evaluations_need_checkpoints(self) -> Self:
-        _check_evaluations(self.training, self.evaluation.every_epochs)
-        return self
 
     @model_validator(mode="after")
     def _has_one_feature(self) -> Self:
@@ -192,34 +226,16 @@ PMNET_RECIPE: dict[str, Any] = {
 the baseline that it builds on."""
 
 
-class PMNetExperiment(Settings):
+class PMNetExperiment(RetrievalRun):
     """A run of PMNet, whole: the network of PMANet that retrieves, on shards with masks and part boxes."""
+
+    recipe: ClassVar[Mapping[str, Any]] = PMNET_RECIPE
 
     task: Literal["pmanet"] = "pmanet"
     """What is trained."""
-    name: str = Field("pmanet", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    """The run's folder below `runs`; resuming means the same name."""
-    runs: str = "runs"
-    """Folder or URL that holds the runs."""
-    seed: int = Field(0, ge=0, lt=2**63)
-    """Everything random follows from it."""
-    data: DataConfig = DataConfig()
+    name: RunName = "pmanet"
     model: PMNetConfig = PMNetConfig()
     loss: PMNetLossConfig = PMNetLossConfig()
-    training: TrainingConfig = TrainingConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    cluster: ClusterConfig = ClusterConfig()
-    metrics: MetricsConfig = MetricsConfig()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _start_from_the_recipe(cls, values: Any) -> Any:
-        return _merged(PMNET_RECIPE, values) if isinstance(values, dict) else values
-
-    @model_validator(mode="after")
-    def _evaluations_need_checkpoints(self) -> Self:
-        _check_evaluations(self.training, self.evaluation.every_epochs)
-        return self
 
     @model_validator(mode="after")
     def _model_and_loss_agree(self) -> Self:
@@ -250,21 +266,6 @@ class PMNetExperiment(Settings):
         return self
 
 
-class KeypointDataConfig(Settings):
-    """What a detector reads: the annotated images of the training split, in plain shuffled batches."""
-
-    shards: str = "data/shards"
-    """Folder or URL (s3://, gs://, http(s)://) of a packed data set: manifest.json, index.parquet and tars."""
-    verify: Literal["sizes", "full"] = "sizes"
-    """Check before training: file sizes, or every shard's sha256."""
-    held_out_share: float = Field(0.05, ge=0.0, le=0.5)
-    """Share of the training identities that are not trained on: visibility thresholds are fitted on them."""
-    cache: CacheConfig = CacheConfig()
-    plan: ImagePlanConfig = ImagePlanConfig()
-    transform: TransformConfig = TransformConfig()
-    loader: LoaderConfig = LoaderConfig()
-
-
 KEYPOINT_RECIPE: dict[str, Any] = {
     "data": {
         "transform": {
@@ -287,34 +288,18 @@ KEYPOINT_RECIPE: dict[str, Any] = {
 epochs) and the usual augmentation of Newell et al. 2016; flip and colour are this project's (METHOD 1.6)."""
 
 
-class KeypointExperiment(Settings):
+class KeypointExperiment(Run):
     """A run of the keypoint detector, whole."""
+
+    recipe: ClassVar[Mapping[str, Any]] = KEYPOINT_RECIPE
 
     task: Literal["keypoints"] = "keypoints"
     """What is trained."""
-    name: str = Field("keypoints", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    """The run's folder below `runs`; resuming means the same name."""
-    runs: str = "runs"
-    """Folder or URL that holds the runs."""
-    seed: int = Field(0, ge=0, lt=2**63)
-    """Everything random follows from it."""
+    name: RunName = "keypoints"
     data: KeypointDataConfig = KeypointDataConfig()
     model: HourglassConfig = HourglassConfig()
     loss: HeatMapLossConfig = HeatMapLossConfig()
-    training: TrainingConfig = TrainingConfig()
     evaluation: KeypointEvaluationConfig = KeypointEvaluationConfig()
-    cluster: ClusterConfig = ClusterConfig()
-    metrics: MetricsConfig = MetricsConfig()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _start_from_the_recipe(cls, values: Any) -> Any:
-        return _merged(KEYPOINT_RECIPE, values) if isinstance(values, dict) else values
-
-    @model_validator(mode="after")
-    def _evaluations_need_checkpoints(self) -> Self:
-        _check_evaluations(self.training, self.evaluation.every_epochs)
-        return self
 
 
 ReidExperiment = Experiment | PANetExperiment | PMNetExperiment
@@ -356,15 +341,6 @@ def _refuse_options_of_pmanet(evaluation: EvaluationConfig) -> None:
         raise ValueError("evaluation.partial_tasks is for PMANet, whose partial tasks see one part each: remove it")
     if evaluation.retrieval_weights is not None:
         raise ValueError("evaluation.retrieval_weights is for PMANet, which retrieves by three features: remove it")
-
-
-def _check_evaluations(training: TrainingConfig, every_epochs: int) -> None:
-    saved = training.loop.checkpoint_every_epochs
-    if every_epochs % saved:
-        raise ValueError(
-            f"only checkpoints can be evaluated, but evaluation.every_epochs {every_epochs} is not a multiple of"
-            f" training.loop.checkpoint_every_epochs {saved}"
-        )
 
 
 FREE_KEYS: tuple[str, ...] = (
