@@ -6,6 +6,8 @@ Variants on the same images, in an order shuffled each round, so that other load
     baseline  our PPT network with the local branch off, and its loss (identity + batch-hard triplet)
     control   the baseline once more: how far its ratio to the baseline is from 1 is what this machine can resolve
     ppt       the same with the local branch on, keypoints that show three planes of each vehicle
+    branch    what that adds, alone and on a map that is there: planes, their averages and losses, forward and
+              backward, and the sum of the map's two gradients; resolves what the ratio of whole steps does not
     pmanet    our PMNet network and its loss: two last stages, three branches of main and partial tasks
     combined  the same with PPT's planes on its global head
 
@@ -36,6 +38,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from reid.losses.pmnet import PMNetLossConfig, pmnet_loss
 from reid.losses.ppt import PPTLossConfig, ppt_loss
+from reid.losses.visible_triplet import planes_loss
+from reid.models.perspective import PlaneConfig, average_planes, find_planes
 from reid.models.pmnet import PMNet, PMNetConfig
 from reid.models.ppt import PPT, PPTConfig
 from reid.parts import uniform_stripes
@@ -43,9 +47,10 @@ from reid.training.step import StepConfig, resolve_precision
 from tests.benchmarks.machine import summary, write_result
 
 NUM_CLASSES = 576
-VARIANTS = ("bare", "baseline", "control", "ppt", "pmanet", "combined")
+VARIANTS = ("bare", "baseline", "control", "ppt", "branch", "pmanet", "combined")
 RATIOS = (
-    ("baseline", "bare"), ("control", "baseline"), ("ppt", "baseline"), ("pmanet", "baseline"), ("combined", "pmanet"),
+    ("baseline", "bare"), ("control", "baseline"), ("ppt", "baseline"), ("branch", "baseline"),
+    ("pmanet", "baseline"), ("combined", "pmanet"),
 )  # fmt: skip
 NUM_PARTS = 3
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}
@@ -137,6 +142,25 @@ def training_steps(options: argparse.Namespace) -> dict[str, Callable[[], None]]
 
         return step
 
+    def branch_step() -> Callable[[], None]:
+        planes_config = PlaneConfig()
+        channels = BareNetwork(options.backbone).classifier.in_features
+        shape = (options.batch, channels, options.size // 16, options.size // 16)
+        maps = torch.randn(shape, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        other_gradient = torch.randn_like(maps)
+        maps.requires_grad_()
+
+        def step() -> None:
+            maps.grad = None
+            planes = find_planes(keypoints, options.size, options.size, planes_config)
+            with autocast:
+                averages = average_planes(maps, planes, options.size, options.size, planes_config)
+            planes_loss(averages, planes.visible, labels, loss_config.planes)[0].backward()
+            assert maps.grad is not None
+            maps.grad.add_(other_gradient)
+
+        return step
+
     def part_step_of(config: PMNetConfig) -> Callable[[], None]:
         torch.manual_seed(0)
         model, optimizer, scaler = prepared(PMNet(config, NUM_CLASSES))
@@ -158,6 +182,7 @@ def training_steps(options: argparse.Namespace) -> dict[str, Callable[[], None]]
         "baseline": lambda: step_of(PPTConfig.model_validate({"backbone": backbone, "planes": None})),
         "control": lambda: step_of(PPTConfig.model_validate({"backbone": backbone, "planes": None})),
         "ppt": lambda: step_of(PPTConfig.model_validate({"backbone": backbone})),
+        "branch": branch_step,
         "pmanet": lambda: part_step_of(PMNetConfig.model_validate({"backbone": backbone})),
         "combined": lambda: part_step_of(PMNetConfig.model_validate({"backbone": backbone, "planes": {}})),
     }
@@ -231,11 +256,12 @@ def main() -> None:
         row = {
             "seconds_per_step": round(timing.median, 5),
             "spread": round(timing.spread, 3),
-            "images_per_second": round(options.batch / timing.median, 2),
-            "teraflops": round(operations * options.batch / timing.median / 1e12, 4),
         }
+        if name != "branch":
+            row["images_per_second"] = round(options.batch / timing.median, 2)
+            row["teraflops"] = round(operations * options.batch / timing.median / 1e12, 4)
         row["kept_megabytes"] = round(kept_bytes(steps[name]) / 1e6, 1)
-        if options.peak_teraflops:
+        if options.peak_teraflops and "teraflops" in row:
             row["share_of_peak"] = round(row["teraflops"] / options.peak_teraflops, 4)
         result[name] = row
         print(f"{name:9s} " + "  ".join(f"{key} {value}" for key, value in row.items()))
