@@ -173,6 +173,12 @@ class Experiment(RetrievalRun):
         _refuse_options_of_pmanet(self.evaluation)
         return self
 
+    @model_validator(mode="after")
+    def _masks_teach_nothing(self) -> Self:
+        if self.data.loader.masks:
+            raise ValueError("data.loader.masks is true, but PPT and its baseline learn nothing from masks: remove it")
+        return self
+
 
 PANET_RECIPE: dict[str, Any] = {
     "data": {"loader": {"masks": True}, "transform": {"erasing_probability": 0.0, "flip_probability": 0.5}},
@@ -256,6 +262,34 @@ class PMNetExperiment(RetrievalRun):
         if tasks == "partial" and self.model.global_head is None and not self.evaluation.partial_tasks:
             raise ValueError(
                 "the model has nothing but partial tasks, so retrieval needs them: set evaluation.partial_tasks to true"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _learning_of_weights_begins(self) -> Self:
+        epoch, epochs = self.loss.uncertainty_from_epoch, self.training.loop.epochs
+        if epoch is not None and epoch >= epochs:
+            raise ValueError(
+                f"loss.uncertainty_from_epoch is {epoch}, but the run ends after {epochs} epochs, so no weight is ever"
+                " learned: set an earlier epoch, or null and model.learned_loss_weights to false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _retrieval_has_weights(self) -> Self:
+        if not self.model.learned_loss_weights or self.evaluation.retrieval_weights is not None:
+            return self
+        tasks = None if self.model.part_head is None else self.model.part_head.tasks
+        retrieved = {
+            "global": self.model.global_head is not None,
+            "main": tasks in ("main", "main_and_partial"),
+            "partial": tasks is not None and self.evaluation.partial_tasks,
+        }
+        without = [name for name, used in retrieved.items() if used and name not in self.loss.identity_losses]
+        if without and any(name in self.loss.identity_losses for name in retrieved if retrieved[name]):
+            raise ValueError(
+                f"loss.identity_losses leaves out {', '.join(without)}, so the weight of that distance in retrieval is"
+                " not learned as the others are: set evaluation.retrieval_weights"
             )
         return self
 

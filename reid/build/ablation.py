@@ -22,6 +22,9 @@ PIXEL_SPACE: Final = "pixel-space"
 """Not a run but an ensemble of five (PPT, section 4.4.2)."""
 PMANET: Final = "pmanet"
 
+_NO_LOSS_OF_JOINED: Final = "loss.identity_losses=[global,main_sum,partial_sum]"
+_EQUAL_DISTANCES: Final = "evaluation.retrieval_weights=[1,1,1]"
+"""Where g and h have no identity loss, their distances have no learned weights."""
 _EQUAL: Final = "loss.fixed_weights=[1,1,1,1,1]"
 _FIXED: Final = ("model.learned_loss_weights=false", "loss.uncertainty_from_epoch=null", _EQUAL)
 _WHOLE_MODEL: Final = ("model.planes=null", "evaluation.partial_tasks=false")
@@ -46,10 +49,15 @@ PMANET_VARIANTS: Final[dict[str, tuple[str, ...]]] = {
     "no-sharing": ("model.part_head.share_attention=false",),
     "no-transfer-loss": ("loss.part_transfer_weight=0",),
     "no-sharing-no-transfer-loss": ("model.part_head.share_attention=false", "loss.part_transfer_weight=0"),
-    "no-classification": ("loss.identity_losses=[]", *_FIXED),
-    "no-part-transfer-task": ("model.part_head.tasks=main", "model.part_head.boxes=located"),
-    "no-summation": ("loss.identity_losses=[global,main,partial]",),
-    "no-concatenation": ("loss.identity_losses=[global,main_sum,partial_sum]",),
+    "no-classification": ("loss.identity_losses=[global,main,partial]",),
+    "no-part-transfer-task": (
+        _NO_LOSS_OF_JOINED,
+        "loss.triplet_losses=[global]",
+        "loss.part_transfer_weight=0",
+        _EQUAL_DISTANCES,
+    ),
+    "no-summation": ("loss.branch_logits=each",),
+    "no-concatenation": (_NO_LOSS_OF_JOINED, _EQUAL_DISTANCES),
     "fixed-1": _FIXED,
     "fixed-2": (*_FIXED, "loss.fixed_weights=[2,1,1,1,1]"),
     "fixed-4": (*_FIXED, "loss.fixed_weights=[4,1,1,1,1]"),
@@ -173,8 +181,12 @@ TABLES: Final[dict[str, AblationTable]] = {
             _parts(("PMANet",), PMANET, _WHOLE),
         ),
         notes=(
-            "w/o part transfer task: no partial tasks at all (the loss alone is left out in Table V)",
-            "w/o classification tasks: triplets and part transfer are all that is left, no loss weights are learned",
+            "w/o classification tasks: no identity losses of f_M and f_P (the paper's Task 2 and Task 3)",
+            "w/o part transfer task: no part transfer loss, no identity losses and no triplets of g and h (Task 4)",
+            "w/o feature summation: an identity loss for each branch's logits, their mean in place of that of the sums;"
+            " the paper does not say what it put there",
+            "w/o feature concatenation: no identity losses of g and h; retrieval weighs the three distances equally, as"
+            " it does without Task 4",
         ),
     ),
     "vii": AblationTable(

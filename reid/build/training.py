@@ -22,7 +22,7 @@ from reid.config import (
     ReidExperiment,
     digestible,
 )
-from reid.contracts import Batch, EpochResult, IntervalResult
+from reid.contracts import Batch, EpochResult, IntervalResult, flatten
 from reid.data.shard_set import ShardSet
 from reid.data.stream import TrainStream
 from reid.losses.heat_maps import heat_map_loss
@@ -217,11 +217,15 @@ def build_training(experiment: AnyExperiment, device: torch.device, *, resume_an
     )  # fmt: skip
 
 
+_DECIDED_AT_THE_START = ("training.loop.epochs", "model.backbone.weights", "model.weights")
+"""What a run that goes on may change, but not one whose figures stand for another's."""
+
+
 def finished_checkpoint(experiment: AnyExperiment) -> str | None:
     """Name of the checkpoint at the end of a run; None when the run has not come that far.
 
     Raises:
-        ValueError: A run of that name was made with other settings, data or length; the text names them.
+        ValueError: A run of that name was made with other settings, data, length or first weights; the text names them.
         DataError: The shards cannot be used.
     """
     store = CheckpointStore(open_run(experiment).checkpoints, experiment.training.checkpoint)
@@ -232,10 +236,11 @@ def finished_checkpoint(experiment: AnyExperiment) -> str | None:
     saved = store.load_run(name)
     with open_data(experiment, verify="sizes") as shards:
         refuse_other_run(name, saved, describe_run(experiment, shards.manifest.hash))
-    epochs, asked = saved.config["training"]["loop"]["epochs"], experiment.training.loop.epochs
-    if epochs != asked:
-        raise ValueError(
-            f"{open_run(experiment).location.uri} is a run of {epochs} epochs, expected one of {asked}, whose schedule"
-            " is another: choose another name=..., or delete it"
-        )
-    return name if position.epoch >= asked else None
+    there, here = flatten(saved.config), flatten(experiment.model_dump(mode="json"))
+    for key in _DECIDED_AT_THE_START:
+        if there.get(key) != here.get(key):
+            raise ValueError(
+                f"{open_run(experiment).location.uri} is a run with {key} {there.get(key)}, expected {here.get(key)}:"
+                " choose another name=..., or delete it"
+            )
+    return name if position.epoch >= experiment.training.loop.epochs else None

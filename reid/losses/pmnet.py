@@ -35,6 +35,9 @@ class PMNetLossConfig(Settings):
     partial tasks, of g and of h. Those of heads that the model does not have fall away."""
     triplet_losses: tuple[TripletLoss, ...] = ("global", "main", "partial")
     """Which triplets are taken: of f_g, g and h, as for `identity_losses`."""
+    branch_logits: Literal["sum", "each"] = "sum"
+    """What the identity losses of f_M and f_P see of the K branches. sum: their summed logits (Eq. 4). each: every
+    branch's own, the mean of K losses (Table VI without summation; the paper does not say what it put there)."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the target spread evenly over all classes. The paper's learned weights exclude any (METHOD 2.2)."""
     uncertainty_from_epoch: int | None = Field(default=0, ge=0)
@@ -124,7 +127,7 @@ def pmnet_loss(output: PMNetOutput, labels: Tensor, config: PMNetLossConfig, epo
         statistics: dict[str, Tensor] = {}
         terms = []
         if logits:
-            local = torch.stack([identity_loss(rows, labels, config.label_smoothing) for rows in logits.values()])
+            local = torch.stack([_identity(rows, labels, config.label_smoothing) for rows in logits.values()])
             # Of all workers: whether a log variance is held at its bound must not depend on one worker's images.
             losses = gather_with_gradient(local.unsqueeze(0)).mean(0)
             weighted, weights = _weighted(losses, list(logits), output.log_variances, fixed_weights_at(config, epoch))
@@ -223,15 +226,26 @@ def _unused_logits(output: PMNetOutput, config: PMNetLossConfig) -> list[Tensor]
 
 
 def _logits(output: PMNetOutput, config: PMNetLossConfig) -> dict[str, Tensor]:
-    """(B, num_classes) logits of the identity losses that are wanted and there, in the order of the weights."""
+    """Logits of the identity losses that are wanted and there, in the order of the weights.
+
+    They are (B, num_classes), or (B, K, num_classes) where each branch is on its own.
+    """
     found: dict[str, Tensor] = {}
     if output.logits is not None:
         found["global"] = output.logits
     for name, task in (("main", output.main), ("partial", output.partial)):
         if task is not None:
-            found[f"{name}_sum"] = at_least_float32(task.logits).sum(1)
+            logits = at_least_float32(task.logits)
+            found[f"{name}_sum"] = logits.sum(1) if config.branch_logits == "sum" else logits
             found[name] = task.joined_logits
     return {name: found[name] for name in PMNET_IDENTITY_LOSSES if name in found and name in config.identity_losses}
+
+
+def _identity(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+    """The identity loss of (B, num_classes) logits, or its mean over the branches of (B, K, num_classes) ones."""
+    if logits.ndim == 2:
+        return identity_loss(logits, labels, label_smoothing)
+    return identity_loss(logits.flatten(0, 1), labels.repeat_interleave(logits.shape[1]), label_smoothing)
 
 
 def _weighted(

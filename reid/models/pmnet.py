@@ -56,6 +56,11 @@ class PMNetConfig(Settings):
             raise ValueError("global_head and part_head are both null: at least one is needed")
         if self.planes is not None and self.global_head is None:
             raise ValueError("planes are compared on the global head's map, but global_head is null: set one of them")
+        only_partial = self.part_head is not None and self.part_head.tasks == "partial" and self.global_head is None
+        if only_partial and self.neck.pooling == "gem":
+            raise ValueError(
+                "neck.pooling is gem, but partial tasks, which are all there is, take the maximum: remove it"
+            )
         return self
 
     @property

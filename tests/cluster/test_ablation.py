@@ -148,5 +148,7 @@ def test_rows_that_would_be_the_same_run_and_another_length_are_refused_before_a
     assert work == []
     table = {"small": AblationTable(title="", columns=TABLE.columns, rows=TABLE.rows[:1])}
     ablation.run_tables(base, table, [0])
-    with pytest.raises(ValueError, match="is a run of 2 epochs, expected one of 1"):
+    with pytest.raises(ValueError, match=r"is a run with training\.loop\.epochs 2, expected 1"):
         ablation.run_tables(with_overrides(base, ["training.loop.epochs=1", "evaluation.every_epochs=1"]), table, [0])
+    with pytest.raises(ValueError, match=r"is a run with model\.backbone\.weights None, expected cache"):
+        ablation.run_tables(with_overrides(base, ["model.backbone.weights=cache"]), table, [0])

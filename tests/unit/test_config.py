@@ -134,3 +134,44 @@ def test_shipped_configs_load_and_say_how_to_run_them(path: Path) -> None:
 
 def test_there_are_shipped_configs() -> None:
     assert len(CONFIGS) >= 5
+
+
+@pytest.mark.parametrize(
+    ("kind", "overrides", "message"),
+    [
+        (Experiment, ["data.loader.masks=true"], "PPT and its baseline learn nothing from masks"),
+        (
+            PMNetExperiment,
+            ["loss.uncertainty_from_epoch=30", "training.loop.epochs=20"],
+            "the run ends after 20 epochs, so no weight is ever learned",
+        ),
+        (
+            PMNetExperiment,
+            ["loss.identity_losses=[global,main_sum,partial_sum]"],
+            r"leaves out main, so the weight of that distance .*: set evaluation\.retrieval_weights",
+        ),
+        (
+            PMNetExperiment,
+            ["loss.identity_losses=[global,main]", "evaluation.partial_tasks=true"],
+            "leaves out partial, so the weight",
+        ),
+        (
+            PMNetExperiment,
+            ["model.global_head=null", "model.part_head.tasks=partial", "model.neck.pooling=gem"],
+            r"neck\.pooling is gem, but partial tasks",
+        ),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(
+    kind: type[Experiment | PMNetExperiment], overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_experiment(None, overrides, kind)
+
+
+def test_distances_need_no_learned_weights_where_they_are_given_or_all_alike() -> None:
+    without_g = "loss.identity_losses=[global,main_sum,partial_sum]"
+    load_experiment(None, [without_g, "evaluation.retrieval_weights=[1,1,1]"], PMNetExperiment)
+    fixed = ["model.learned_loss_weights=false", "loss.uncertainty_from_epoch=null"]
+    load_experiment(None, [without_g, *fixed], PMNetExperiment)
+    load_experiment(None, ["loss.identity_losses=[global,main]"], PMNetExperiment)

@@ -64,7 +64,12 @@ def test_variants_change_what_their_rows_say() -> None:
         "training.optimizer.loss_weight_rate": 1.0,
     }
     assert changes("late-hul") == {"loss.uncertainty_from_epoch": 30}
-    assert changes("no-summation") == {"loss.identity_losses": ["global", "main", "partial"]}
+    assert changes("no-classification") == {"loss.identity_losses": ["global", "main", "partial"]}
+    assert changes("no-summation") == {"loss.branch_logits": "each"}
+    no_task_4 = changes("no-part-transfer-task")
+    assert no_task_4.pop("loss.triplet_losses") == ["global"]
+    assert no_task_4.pop("loss.part_transfer_weight") == 0
+    assert no_task_4 == changes("no-concatenation") == {"loss.identity_losses": ["global", "main_sum", "partial_sum"]}
     planes = {name: variant_of(BASE, name, 0) for name in ("baseline", "front", "front-back-side", "ppt")}
     assert all(isinstance(run, Experiment) for run in planes.values())
     weights = {name: run.loss.planes.plane_weights for name, run in planes.items() if isinstance(run, Experiment)}
@@ -83,7 +88,7 @@ def test_partial_tasks_are_evaluated_where_a_row_asks_and_a_variant_has_them() -
     assert partial("methods", "baseline") == [False]
     assert partial("iii", "global-only") == [False]
     assert partial("iii", "plain-branches") == [True]
-    assert partial("vi", "no-part-transfer-task") == [False]
+    assert partial("vi", "no-part-transfer-task") == [True]
 
 
 def test_tables_are_the_papers(request: pytest.FixtureRequest) -> None:

@@ -106,10 +106,22 @@ def test_parts_statistics_and_total_equal_the_loops(margin: float | str, smoothi
     assert len(terms.statistics) == 5 + 3 + 1
 
 
+def test_branches_on_their_own_have_the_mean_of_their_losses() -> None:
+    output = _output(torch.float64)
+    terms = pmnet_loss(output, LABELS, PMNetLossConfig(branch_logits="each"), epoch=0)
+    numbers, summed = _numbers(output), pmnet_loss(output, LABELS, PMNetLossConfig(), epoch=0).parts
+    for name in ("main", "partial"):
+        each = [reference.smoothed_cross_entropy(numbers[name][:, k], LABELS.numpy(), 0.0) for k in range(3)]
+        assert terms.parts[f"identity/{name}_sum"].item() == pytest.approx(sum(each) / 3, rel=1e-10)
+        assert sum(each) / 3 != pytest.approx(summed[f"identity/{name}_sum"].item(), rel=0.05)
+        assert terms.parts[f"identity/{name}"] == summed[f"identity/{name}"]
+
+
 def test_defaults_are_the_methods() -> None:
     config = PMNetLossConfig()
     assert (config.label_smoothing, config.triplet_margin, config.part_transfer_margin) == (0, 0.7, 0.05)
     assert (config.triplet_weight, config.part_transfer_weight, config.part_transfer_moves) == (1, 1, "both")
+    assert config.branch_logits == "sum"
     assert (config.uncertainty_from_epoch, len(config.identity_losses), len(config.triplet_losses)) == (0, 5, 3)
 
 
