@@ -25,10 +25,13 @@ from reid.build.ablation import (
     variant_of,
 )
 from reid.build.ablation_report import TableResults, write_table
+from reid.build.data import check_train_data, open_data
+from reid.build.evaluation import evaluation_trials
 from reid.build.results import read_result
 from reid.build.run_folder import open_run
 from reid.build.training import finished_checkpoint
 from reid.config import Experiment, ReidExperiment, digest
+from reid.contracts import DataError
 from reid.evaluation.results import RetrievalResult
 from reid.storage import open_location
 
@@ -50,10 +53,12 @@ def run_tables(
 
     Raises:
         ValueError: A run of that name was made with other settings or data.
+        DataError: The data set lacks what a variant needs; nothing was trained.
         TrainingFailed: A run failed; the same call continues there.
     """
     base = with_absolute_addresses(base)
     _check_variants(base, tables, seeds)
+    _check_data(base, tables, seeds)
     with ray_connection():
         return _fill(base, tables, seeds)
 
@@ -67,6 +72,24 @@ def _check_variants(base: AblationBase, tables: Mapping[str, AblationTable], see
         other = found.setdefault(digest(variant_of(base, variant, max(seeds))), variant)
         if other != variant and PIXEL_SPACE not in (variant, other):
             raise ValueError(f"with this configuration the variants {other!r} and {variant!r} are the same run")
+
+
+def _check_data(base: AblationBase, tables: Mapping[str, AblationTable], seeds: Sequence[int]) -> None:
+    """Refuse before anything is trained what the data set lacks for a variant or for the evaluation of a row.
+
+    Raises:
+        DataError: Naming the variant, such as one with planes where no image has keypoints.
+    """
+    with open_data(base) as shards:
+        for variant, wanted in _by_variant(tables).items():
+            experiment = variant_of(base, variant, max(seeds))
+            try:
+                check_train_data(experiment, shards)
+                for _, row in wanted:
+                    evaluation_trials(evaluated_as(experiment, row), shards)
+            except ValueError as error:
+                tables_with_it = ", ".join(dict.fromkeys(name for name, _ in wanted))
+                raise DataError(f"variant {variant!r} of table {tables_with_it}: {error}") from error
 
 
 def _fill(base: AblationBase, tables: Mapping[str, AblationTable], seeds: Sequence[int]) -> dict[str, TableResults]:

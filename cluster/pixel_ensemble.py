@@ -30,6 +30,7 @@ from reid.build.progress import progress_bar
 from reid.build.run_folder import RunFolder, open_run
 from reid.build.training import finished_checkpoint
 from reid.config import Experiment, with_overrides
+from reid.contracts import DataError
 from reid.data.manifest import Manifest
 from reid.data.plan import identity_table
 from reid.data.shard_set import open_shards
@@ -79,7 +80,7 @@ def train_pixel_ensemble(
         The ensemble's figures under the experiment's protocol; `notes` say what they are of, `post_processing` is none.
 
     Raises:
-        DataError: The shards cannot be used.
+        DataError: The shards cannot be used, or no plane has images enough to train a network.
         ValueError: `model.planes` is not null, `weights` name no plane or lack the global network, `global_run` is not
             finished or of other settings, a folder holds another set, or configuration and cluster do not fit.
         TrainingFailed, KeyboardInterrupt: As `cluster.trainer.train`; the same call continues.
@@ -90,6 +91,8 @@ def train_pixel_ensemble(
     images = images or plane_image_config(experiment)
     with ray_connection():
         sets, notes = make_plane_sets(experiment, images, _planes_of(weights), plane_sets)
+        if not sets:
+            raise DataError("no plane is left to train a network on, so there is no ensemble: " + "; ".join(notes))
         runs = {plane: _run_of(experiment, plane, address) for plane, address in sets.items()}
         if global_run is None:
             whole = _run_of(experiment, GLOBAL, experiment.data.shards)

@@ -12,6 +12,7 @@ from reid.data.draws import Purpose, epoch_integers
 from reid.data.loader import LoaderConfig
 from reid.data.occlusion import OcclusionConfig
 from reid.data.shard_set import ShardSet, Verify, open_shards
+from reid.data.stored_parts import check_part_boxes
 from reid.data.stream import EvalStream, TrainStream
 from reid.models.perspective import PlaneConfig
 
@@ -38,14 +39,8 @@ def open_train_stream(
     experiment: AnyExperiment, shards: ShardSet, worker: int, num_workers: int, device: torch.device
 ) -> TrainStream:
     """The batches of one training worker, on their way to a device."""
-    rows = None
-    if isinstance(experiment, KeypointExperiment):
-        rows, _ = annotated_rows(experiment, shards)
-    elif compared_planes(experiment) is not None and not shards.index.has_keypoints[shards.index.rows("train")].any():
-        raise DataError(
-            f"data.shards={experiment.data.shards}: no training image has keypoints, so planes teach nothing: add them"
-            " (jobs/add_keypoints.py), or set model.planes=null"
-        )
+    check_train_data(experiment, shards)
+    rows = annotated_rows(experiment, shards)[0] if isinstance(experiment, KeypointExperiment) else None
     return TrainStream(
         shards,
         experiment.data.plan,
@@ -59,6 +54,21 @@ def open_train_stream(
         num_parts=experiment.model.parts_read if isinstance(experiment, PMNetExperiment) else 0,
         stripes=_uses_stripes(experiment),
     )
+
+
+def check_train_data(experiment: AnyExperiment, shards: ShardSet) -> None:
+    """Refuse a run whose training images lack what it learns from.
+
+    Raises:
+        DataError: No image has keypoints, though planes are compared; the stored parts are others in number.
+    """
+    if compared_planes(experiment) is not None and not shards.index.has_keypoints[shards.index.rows("train")].any():
+        raise DataError(
+            f"data.shards={experiment.data.shards}: no training image has keypoints, so planes teach nothing: add them"
+            " (jobs/add_keypoints.py), or set model.planes=null"
+        )
+    if isinstance(experiment, PMNetExperiment) and not experiment.model.uses_stripes:
+        check_part_boxes(shards.index, experiment.model.parts_read)
 
 
 def compared_planes(experiment: AnyExperiment) -> PlaneConfig | None:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from reid.contracts import DataError
 from reid.data.index import Index
 from reid.parts import uniform_stripes
 
 
 def check_part_boxes(index: Index, num_parts: int) -> None:
-    """ValueError when the shards hold another number of part boxes than a run asks for (0: it asks for none)."""
+    """DataError when the shards hold another number of part boxes than a run asks for (0: it asks for none)."""
     if not num_parts or index.boxes is None:
         return
     if index.boxes.shape[1] != num_parts:
-        raise ValueError(
+        raise DataError(
             f"{num_parts} parts are asked for, but the shards hold {index.boxes.shape[1]} boxes an image: run"
             f" jobs/add_masks.py --panet with parts.num_parts={num_parts} (or --stripes {num_parts}), or ask for"
             f" {index.boxes.shape[1]}"

@@ -15,6 +15,7 @@ from reid.build.evaluation import Evaluation, evaluate_here
 from reid.build.occlusion import SeverityResult, evaluate_occluded_here
 from reid.build.run_folder import open_run
 from reid.config import PMNetExperiment, ReidExperiment, load_experiment, with_overrides
+from reid.contracts import DataError
 from reid.storage import open_location
 from reid.training.checkpoint import CheckpointStore
 from tests.synthetic_shards import pack_synthetic, small_config
@@ -152,3 +153,10 @@ def test_rows_that_would_be_the_same_run_and_another_length_are_refused_before_a
         ablation.run_tables(with_overrides(base, ["training.loop.epochs=1", "evaluation.every_epochs=1"]), table, [0])
     with pytest.raises(ValueError, match=r"is a run with model\.backbone\.weights None, expected cache"):
         ablation.run_tables(with_overrides(base, ["model.backbone.weights=cache"]), table, [0])
+
+
+def test_what_the_data_set_lacks_is_said_before_anything_is_trained(base: PMNetExperiment, work: list[str]) -> None:
+    tables = {"small": TABLE}
+    with pytest.raises(DataError, match=r"variant 'baseline' of table small: .*no image of split 'test'"):
+        ablation.run_tables(with_overrides(base, ["evaluation.protocol=vehicleid-small"]), tables, [0])
+    assert work == []

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from cluster import pixel_ensemble
 from cluster.pixel_ensemble import train_pixel_ensemble
 from reid.config import with_overrides
+from reid.contracts import DataError
 from tests.cluster.conftest import tiny_experiment
 
 
@@ -46,3 +49,11 @@ def test_the_ensemble_is_trained_once_and_takes_a_finished_global_run(
         train_pixel_ensemble(with_overrides(experiment, ["model.planes={}"]), weights=weights)
     with pytest.raises(ValueError, match="'roof'"):
         train_pixel_ensemble(experiment, weights={"global": 1.0, "roof": 1.0})
+
+
+def test_no_plane_is_no_ensemble(tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pixel_ensemble, "ray_connection", nullcontext)
+    monkeypatch.setattr(pixel_ensemble, "make_plane_sets", lambda *_: ({}, ["without a network of the front: hidden"]))
+    experiment = tiny_experiment(tiny_shards, tmp_path, "model.planes=null")
+    with pytest.raises(DataError, match=r"no plane is left .*: without a network of the front: hidden"):
+        pixel_ensemble.train_pixel_ensemble(experiment)
