@@ -110,7 +110,9 @@ def evaluation_trials(experiment: ReidExperiment, shards: ShardSet) -> list[Tria
     """
     evaluation = experiment.evaluation
     if evaluation_parts(experiment):
-        refuse_clean_parts(shards)
+        refuse_clean_parts(
+            shards, uses_stripes=isinstance(experiment, PMNetExperiment) and experiment.model.uses_stripes
+        )
     trials = protocol_trials(evaluation.protocol, shards.index, evaluation.trials)
     check_reranking(evaluation.rerank, trials)
     return trials

@@ -6,7 +6,7 @@ same pixels, and stored as PNG, which loses nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import cv2
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reid.contracts import DataError
-from reid.data.additions import Additions, Provenance, Sample
+from reid.data.additions import BOX_MAKERS, MASK_MAKERS, Additions, Provenance, Sample
 from reid.data.decode import UnreadableImageError, decode_image
 from reid.data.manifest import Manifest
 from reid.data.occlusion import OcclusionConfig, PatchTable, occlude, patch_table
@@ -83,14 +83,40 @@ def occlusion_of(manifest: Manifest) -> OcclusionConfig | None:
     return None
 
 
-def refuse_clean_parts(shards: ShardSet) -> None:
-    """DataError for a set whose queries are occluded, but whose masks and parts are still those of the clean images."""
-    names = [addition.name for addition in shards.manifest.additions]
-    if NAME in names and not {"parts", "coarse-masks"} & set(names[names.index(NAME) :]):
+def refuse_clean_parts(shards: ShardSet, *, uses_stripes: bool = False) -> None:
+    """DataError for a set whose queries are occluded, but whose masks or parts are still those of the clean images.
+
+    Args:
+        shards: The set.
+        uses_stripes: The network takes uniform stripes in place of stored boxes.
+    """
+    stale = of_clean_images([addition.name for addition in shards.manifest.additions], uses_stripes=uses_stripes)
+    if stale:
         raise DataError(
-            f"{shards.uri} has occluded queries, but masks and part boxes of the clean images: compute them anew"
+            f"{shards.uri} has occluded queries, but {' and '.join(stale)} of the clean images: compute them anew"
             " (jobs/add_masks.py --panet), or leave evaluation.partial_tasks out"
         )
+
+
+def of_clean_images(additions: Sequence[str], *, uses_stripes: bool = False) -> list[str]:
+    """What of "masks" and "part boxes" is older than the occlusion of a set; nothing for one without.
+
+    Uniform stripes are of no image in particular, whenever they were added.
+
+    >>> of_clean_images(["coarse-masks", "parts", "occluded-queries"])
+    ['masks', 'part boxes']
+    >>> of_clean_images(["coarse-masks", "stripes", "occluded-queries", "coarse-masks"])
+    []
+    """
+    if NAME not in additions:
+        return []
+    since = additions[additions.index(NAME) :]
+    box_makers = [name for name in additions if name in BOX_MAKERS]
+    located = not uses_stripes and box_makers[-1:] == ["parts"]
+    return [
+        *(["masks"] if not set(MASK_MAKERS) & set(since) else []),
+        *(["part boxes"] if located and "parts" not in since else []),
+    ]
 
 
 def refuse_occluded(shards: ShardSet) -> None:

@@ -18,7 +18,7 @@ from reid.data.decode import decode_image
 from reid.data.enrichment import enrich_shards
 from reid.data.index import Index
 from reid.data.loader import LoaderConfig
-from reid.data.occluded_queries import OccludedQueries, occlusion_of
+from reid.data.occluded_queries import OccludedQueries, occlusion_of, of_clean_images
 from reid.data.occlusion import ASPECT, OcclusionConfig, draw_patch, occlude, patch_table, write_patches
 from reid.data.shard_set import open_shards
 from reid.data.shards import pack_shards
@@ -210,3 +210,21 @@ def test_a_set_without_queries_cannot_be_made_an_occluded_one(tmp_path: Path) ->
     pack_shards(records, tmp_path / "clean", SMALL.model_copy(update={"allow_overlap": True}))
     with open_shards(tmp_path / "clean") as clean, pytest.raises(DataError, match=r"evaluate\.py --occluded"):
         OccludedQueries(clean, OcclusionConfig(severity=0.2))
+
+
+@pytest.mark.parametrize(
+    ("additions", "uses_stripes", "stale"),
+    [
+        (["coarse-masks", "parts"], False, []),
+        (["coarse-masks", "parts", "occluded-queries", "parts"], False, []),
+        (["coarse-masks", "parts", "occluded-queries", "coarse-masks"], False, ["part boxes"]),
+        (["coarse-masks", "parts", "occluded-queries", "coarse-masks"], True, []),
+        (["coarse-masks", "parts", "occluded-queries", "coarse-masks", "stripes"], False, []),
+        (["coarse-masks", "stripes", "occluded-queries"], False, ["masks"]),
+        (["occluded-queries"], False, ["masks"]),
+    ],
+)
+def test_masks_and_boxes_from_before_the_occlusion_are_of_the_clean_images(
+    additions: list[str], uses_stripes: bool, stale: list[str]
+) -> None:
+    assert of_clean_images(additions, uses_stripes=uses_stripes) == stale
