@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.command_line import check_output_file
 from cluster.evaluation import evaluate_occluded
 from reid.build.occlusion import SeverityResult, evaluate_occluded_here, parse_severities, refuse_parts_of_clean_images
-from reid.build.occlusion_curve import check_picture_name, read_severities, write_curve
+from reid.build.occlusion_curve import check_picture_name, refuse_other_seed, write_curve
 from reid.config import AnyExperiment, KeypointExperiment, ReidExperiment
 from reid.data.occlusion import check_table_name, write_patches
 from reid.storage import Location
@@ -81,6 +82,8 @@ def occlusion_job(arguments: argparse.Namespace, trained: AnyExperiment) -> Occl
     severities = parse_severities(arguments.occluded)
     if seed is not None and seed < 0:
         raise ValueError(f"--occluded-seed {seed}: expected 0 or more")
+    for option, path in (("--patches", patches), ("--curve", curve)):
+        check_output_file(option, path)
     if patches is not None:
         check_table_name(patches)
     if curve is not None:
@@ -88,5 +91,5 @@ def occlusion_job(arguments: argparse.Namespace, trained: AnyExperiment) -> Occl
     elif arguments.curve_with:
         raise ValueError("--curve-with belongs to --curve: name the picture")
     for path in arguments.curve_with:
-        read_severities(path)
+        refuse_other_seed(path, seed or 0)
     return OcclusionJob(severities, seed or 0, patches, curve, arguments.curve_with)

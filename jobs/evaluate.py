@@ -23,7 +23,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.command_line import exit_code, set_up_logging
+from cluster.command_line import check_output_file, exit_code, set_up_logging
 from cluster.evaluation import evaluate_checkpoint
 from cluster.occlusion_job import OcclusionJob, add_occlusion_arguments, occlusion_job
 from cluster.resources import check_evaluation_resources, ray_connection
@@ -69,6 +69,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         raise ValueError(
             f"{shaped[0]}: the checkpoint was trained without it; evaluation can change how it is evaluated"
         )
+    check_output_file("--output", arguments.output)
     trained = with_absolute_addresses(with_overrides(load_trained_experiment(location), arguments.overrides))
     occluded = occlusion_job(arguments, trained)
     experiments: list[AnyExperiment] = [trained]

@@ -38,6 +38,13 @@ def read_severities(path: Path) -> list[Stored]:
     return stored
 
 
+def refuse_other_seed(path: Path, seed: int) -> None:
+    """ValueError for stored figures that a curve of this seed cannot show, as far as the file alone tells."""
+    others = {item["occlusion"].get("seed", seed) for item in read_severities(path)} - {seed}
+    if others:
+        raise ValueError(f"{path} has other patches, of seed {min(others)}, not {seed}: evaluate on the same")
+
+
 def write_curve(results: Sequence[SeverityResult], others: Sequence[Path], path: Path) -> None:
     """Draws mAP and R1 over the severity, a line for each run and protocol.
 

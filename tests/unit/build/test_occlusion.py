@@ -209,6 +209,10 @@ def test_the_evaluation_job_prints_one_table_and_writes_figures_patches_and_curv
     assert run(*asked, *both) == 0
     assert "rival mAP" in files["both.svg"].read_text()
     assert run(*asked[:-1], "5", *both) == 2
+    assert "has other patches, of seed 4, not 5" in capsys.readouterr().err
+    other_data = [{**item, "occlusion": {**item["occlusion"], "patches_sha256": "0" * 64}} for item in stored]
+    files["other.json"].write_text(json.dumps(other_data))
+    assert run(*asked, *both) == 2
     assert "has other patches at severity 0.1 of veri776" in capsys.readouterr().err
     files["other.json"].write_text("[{}]")
     for arguments, message in (
@@ -219,6 +223,8 @@ def test_the_evaluation_job_prints_one_table_and_writes_figures_patches_and_curv
         (["--occluded", "0.3", "--patches", "patches.txt"], "expected a name that ends in .csv or .json"),
         (["--occluded", "0.3", "--curve-with", str(files["figures.json"])], "--curve-with belongs to --curve"),
         (["--curve", "curve.png"], "--curve belongs to --occluded"),
+        (["--occluded", "0.3", "--curve", "gone/curve.png"], "--curve gone/curve.png: the folder gone does not exist"),
+        (["--output", "gone/figures.json"], "--output gone/figures.json: the folder gone does not exist"),
     ):
         assert run(*arguments) == 2
         assert message in capsys.readouterr().err
