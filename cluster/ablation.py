@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from cluster.evaluation import evaluate_checkpoint, evaluate_occluded
 from cluster.pixel_ensemble import train_pixel_ensemble
-from cluster.resources import check_evaluation_resources, ray_connection
+from cluster.resources import absolute_address, check_evaluation_resources, ray_connection
 from cluster.trainer import Resume, train, with_absolute_addresses
 from reid.build.ablation import (
     BASELINE,
@@ -30,8 +30,11 @@ from reid.build.evaluation import evaluation_trials
 from reid.build.results import read_result
 from reid.build.run_folder import open_run
 from reid.build.training import finished_checkpoint
-from reid.config import Experiment, ReidExperiment, digest
+from reid.config import Experiment, ReidExperiment, digest, with_overrides
 from reid.contracts import DataError
+from reid.data.occluded_queries import occlusion_of, refuse_clean_parts
+from reid.data.occlusion import OcclusionConfig
+from reid.data.shard_set import ShardSet, open_shards
 from reid.evaluation.results import RetrievalResult
 from reid.storage import open_location
 
@@ -39,7 +42,10 @@ logger = logging.getLogger(__name__)
 
 
 def run_tables(
-    base: AblationBase, tables: Mapping[str, AblationTable], seeds: Sequence[int]
+    base: AblationBase,
+    tables: Mapping[str, AblationTable],
+    seeds: Sequence[int],
+    occluded_parts: str | None = None,
 ) -> dict[str, TableResults]:
     """Trains and evaluates whatever the tables still lack, seed after seed, and writes each table as it fills.
 
@@ -47,6 +53,8 @@ def run_tables(
         base: What all variants have in common; tables go to `<runs>/<name>-ablation/`.
         tables: By name.
         seeds: Of the runs of each variant.
+        occluded_parts: The data set with occluded queries and the parts of these, for rows that need it; None: such
+            rows stay empty.
 
     Returns:
         The results of each table.
@@ -57,10 +65,12 @@ def run_tables(
         TrainingFailed: A run failed; the same call continues there.
     """
     base = with_absolute_addresses(base)
+    if occluded_parts is not None:
+        occluded_parts = absolute_address("--occluded-parts", occluded_parts)
     _check_variants(base, tables, seeds)
-    _check_data(base, tables, seeds)
+    _check_data(base, tables, seeds, occluded_parts)
     with ray_connection():
-        return _fill(base, tables, seeds)
+        return _fill(base, tables, seeds, occluded_parts)
 
 
 def _check_variants(base: AblationBase, tables: Mapping[str, AblationTable], seeds: Sequence[int]) -> None:
@@ -74,12 +84,21 @@ def _check_variants(base: AblationBase, tables: Mapping[str, AblationTable], see
             raise ValueError(f"with this configuration the variants {other!r} and {variant!r} are the same run")
 
 
-def _check_data(base: AblationBase, tables: Mapping[str, AblationTable], seeds: Sequence[int]) -> None:
+def _check_data(
+    base: AblationBase, tables: Mapping[str, AblationTable], seeds: Sequence[int], occluded_parts: str | None
+) -> None:
     """Refuse before anything is trained what the data set lacks for a variant or for the evaluation of a row.
 
     Raises:
         DataError: Naming the variant, such as one with planes where no image has keypoints.
     """
+    rows = [row for table in tables.values() for row in table.rows if row.needs_occluded_parts]
+    if occluded_parts is not None:
+        if not rows:
+            raise ValueError(f"--occluded-parts: no row of table {', '.join(tables)} needs it; remove it")
+        with open_shards(occluded_parts) as shards:
+            for row in rows:
+                _check_occluded_parts(row, shards)
     with open_data(base) as shards:
         for variant, wanted in _by_variant(tables).items():
             experiment = variant_of(base, variant, max(seeds))
@@ -92,7 +111,19 @@ def _check_data(base: AblationBase, tables: Mapping[str, AblationTable], seeds: 
                 raise DataError(f"variant {variant!r} of table {tables_with_it}: {error}") from error
 
 
-def _fill(base: AblationBase, tables: Mapping[str, AblationTable], seeds: Sequence[int]) -> dict[str, TableResults]:
+def _check_occluded_parts(row: AblationRow, shards: ShardSet) -> None:
+    wanted = OcclusionConfig(severity=row.occluded, seed=OCCLUSION_SEED)
+    if occlusion_of(shards.manifest) != wanted:
+        raise DataError(
+            f"--occluded-parts {shards.uri}: expected queries of severity {wanted.severity:g} and seed {wanted.seed}"
+            " (jobs/make_occluded.py makes them)"
+        )
+    refuse_clean_parts(shards)
+
+
+def _fill(
+    base: AblationBase, tables: Mapping[str, AblationTable], seeds: Sequence[int], occluded_parts: str | None
+) -> dict[str, TableResults]:
     folder = open_location(base.runs).child(f"{base.name}-ablation")
     results = {name: TableResults(table=table, seeds=tuple(seeds)) for name, table in tables.items()}
     work = [(seed, variant, wanted) for seed in seeds for variant, wanted in _by_variant(tables).items()]
@@ -103,7 +134,8 @@ def _fill(base: AblationBase, tables: Mapping[str, AblationTable], seeds: Sequen
         logger.info("run %d of %d: %s%s", number, len(work), experiment.name, " is done already" if done else "")
         trained += not done
         for name, row in wanted:
-            results[name].add(row, seed, _result_of_row(base, row, seed))
+            if occluded_parts is not None or not row.needs_occluded_parts:
+                results[name].add(row, seed, _result_of_row(base, row, seed, occluded_parts))
         for name in dict.fromkeys(name for name, _ in wanted):
             write_table(results[name], folder, name)
         if trained and number < len(work):
@@ -131,23 +163,24 @@ def plan_of_tables(base: AblationBase, tables: Mapping[str, AblationTable], seed
     return lines
 
 
-def _result_of_row(base: AblationBase, row: AblationRow, seed: int) -> RetrievalResult:
+def _result_of_row(base: AblationBase, row: AblationRow, seed: int, occluded_parts: str | None) -> RetrievalResult:
     experiment = variant_of(base, row.variant, seed)
     if row.variant != PIXEL_SPACE:
         # Trained with the evaluation of its first row, which then is there already.
-        return result_of(evaluated_as(experiment, row), row.occluded)
+        return result_of(evaluated_as(experiment, row), row.occluded, occluded_parts)
     baseline = variant_of(base, BASELINE, seed)
     result_of(baseline)  # trained, where it is not
     assert isinstance(experiment, Experiment), "the ensemble is made of plain baselines"
     return train_pixel_ensemble(experiment, global_run=baseline.name)
 
 
-def result_of(experiment: ReidExperiment, occluded: float = 0.0) -> RetrievalResult:
+def result_of(experiment: ReidExperiment, occluded: float = 0.0, occluded_parts: str | None = None) -> RetrievalResult:
     """The figures of a run's last checkpoint under the experiment's evaluation; trained and evaluated where missing.
 
     Args:
         experiment: The run.
         occluded: Share of each query under a colour patch; 0: clean queries.
+        occluded_parts: The data set to evaluate on where queries are occluded and retrieval takes parts.
 
     Raises:
         ValueError: A run of that name was made with other settings or data.
@@ -161,15 +194,21 @@ def result_of(experiment: ReidExperiment, occluded: float = 0.0) -> RetrievalRes
     folder = open_run(experiment)
     checkpoint = folder.checkpoints.child(name).uri
     settings = experiment.evaluation.model_dump(mode="json")
-    if occluded:
+    evaluated = experiment
+    if occluded and experiment.evaluation.partial_tasks:
+        assert occluded_parts is not None, "rows without their data set are left out"
+        evaluated = with_overrides(experiment, [f"data.shards={occluded_parts}"])
+        with open_shards(occluded_parts) as shards:
+            settings["occluded"] = {"data": shards.manifest.hash}
+    elif occluded:
         settings["occluded"] = {"severity": occluded, "seed": OCCLUSION_SEED}
     stored = folder.evaluation_with(name, settings)
     if stored is None:
         check_evaluation_resources(experiment.cluster)
-        if occluded:
+        if occluded and evaluated is experiment:
             stored = evaluate_occluded(experiment, checkpoint, [occluded], OCCLUSION_SEED)[-1].to_json()
         else:
-            stored = evaluate_checkpoint(experiment, checkpoint).to_json()
+            stored = evaluate_checkpoint(evaluated, checkpoint).to_json()
         folder.write_evaluation_with(name, settings, stored)
     result = read_result(experiment, stored)
     assert isinstance(result, RetrievalResult)

@@ -33,6 +33,10 @@ def main() -> int:
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="a run of each variant for"
     )
+    parser.add_argument(
+        "--occluded-parts", metavar="SHARDS",
+        help="table viii: the set of jobs/make_occluded.py with parts that PANet found in it, for PMANet's own row",
+    )  # fmt: skip
     parser.add_argument("--plan", action="store_true", help="list the runs and whether they are done, and stop")
     arguments = parser.parse_intermixed_args()
     set_up_logging()
@@ -55,7 +59,7 @@ def _ablate(arguments: argparse.Namespace) -> None:
     if arguments.plan:
         print("\n".join(plan_of_tables(base, tables, arguments.seeds)))
         return
-    results = run_tables(base, tables, arguments.seeds)
+    results = run_tables(base, tables, arguments.seeds, arguments.occluded_parts)
     print("\n\n".join(table_text(filled) for filled in results.values()))
 
 

@@ -16,6 +16,11 @@ from reid.build.occlusion import SeverityResult, evaluate_occluded_here
 from reid.build.run_folder import open_run
 from reid.config import PMNetExperiment, ReidExperiment, load_experiment, with_overrides
 from reid.contracts import DataError
+from reid.data.coarse_masks import CoarseMaskConfig, CoarseMasks
+from reid.data.enrichment import enrich_shards
+from reid.data.occluded_queries import OccludedQueries
+from reid.data.occlusion import OcclusionConfig
+from reid.data.shard_set import open_shards
 from reid.storage import open_location
 from reid.training.checkpoint import CheckpointStore
 from tests.synthetic_shards import pack_synthetic, small_config
@@ -159,4 +164,33 @@ def test_what_the_data_set_lacks_is_said_before_anything_is_trained(base: PMNetE
     tables = {"small": TABLE}
     with pytest.raises(DataError, match=r"variant 'baseline' of table small: .*no image of split 'test'"):
         ablation.run_tables(with_overrides(base, ["evaluation.protocol=vehicleid-small"]), tables, [0])
+    assert work == []
+
+
+def test_rows_with_parts_of_occluded_queries_wait_for_their_data_set(
+    base: PMNetExperiment, work: list[str], tmp_path: Path
+) -> None:
+    covered = AblationRow(cells=("PMANet", "covered"), variant=PMANET, partial_tasks=True, occluded=0.2)
+    tables = {"small": AblationTable(title="", columns=TABLE.columns, rows=(TABLE.rows[1], covered))}
+    filled = ablation.run_tables(base, tables, [0])["small"]
+    assert [len(filled.of_row(place)) for place in range(2)] == [1, 0]
+
+    paths = [base.data.shards, *(str(tmp_path / name) for name in ("other-seed", "occluded", "located"))]
+    with open_shards(paths[0]) as clean:
+        enrich_shards(paths[0], paths[1], OccludedQueries(clean, OcclusionConfig(severity=0.2, seed=1)))
+        enrich_shards(paths[0], paths[2], OccludedQueries(clean, OcclusionConfig(severity=0.2, seed=0)))
+    enrich_shards(paths[2], paths[3], CoarseMasks(CoarseMaskConfig(size=48, padding=8, iterations=1)))
+    with pytest.raises(DataError, match=r"other-seed: expected queries of severity 0\.2 and seed 0"):
+        ablation.run_tables(base, tables, [0], occluded_parts=paths[1])
+    with pytest.raises(DataError, match="masks of the clean images"):
+        ablation.run_tables(base, tables, [0], occluded_parts=paths[2])
+    with pytest.raises(ValueError, match="--occluded-parts: no row of table small needs it"):
+        ablation.run_tables(base, {"small": TABLE}, [0], occluded_parts=paths[3])
+
+    work.clear()
+    filled = ablation.run_tables(base, tables, [0], occluded_parts=paths[3])["small"]
+    assert work == ["evaluate tiny-pmanet-s0, partial tasks True"]
+    assert "20 % occluded" in filled.of_row(1)[0].protocol
+    work.clear()
+    ablation.run_tables(base, tables, [0], occluded_parts=paths[3])
     assert work == []
