@@ -82,10 +82,7 @@ class MessageRows(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Adds a row."""
-        try:
-            self._log.append("message", {"step": 0, "text": record.getMessage(), "level": record.levelname})
-        except OSError:
-            self.handleError(record)
+        self._log.append("message", {"step": 0, "text": record.getMessage(), "level": record.levelname})
 
 
 def publish_results(training: Training, log: MetricsLog | None, wishes: WorkerWishes) -> None:
@@ -94,6 +91,7 @@ def publish_results(training: Training, log: MetricsLog | None, wishes: WorkerWi
     for result in training.results(wishes):
         row = _row(result, training)
         if log is not None and gauges is not None:
+            row["metrics_writes_failed"] = log.failed
             log.append("epoch" if isinstance(result, EpochResult) else "interval", row)
             gauges.publish({key: value for key, value in row.items() if isinstance(value, (int, float))})
         if isinstance(result, EpochResult):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 import urllib.request
 from pathlib import Path
@@ -88,3 +89,35 @@ def test_tensorboard_can_be_switched_off(tmp_path: Path) -> None:
     log.flush()
     log.close()
     assert not (tmp_path / "none").exists()
+
+
+def test_figures_wait_until_tensorboard_events_can_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "events").write_text("in the way")
+    log = TensorBoardLog(MetricsConfig(), open_location(tmp_path / "events"))
+    for step in (10, 20):
+        log.add({"loss": 2.5}, step, "train")
+        log.flush()
+    assert log.failed == 2
+    assert caplog.text.count("TensorBoard events could not be written") == 1
+    (tmp_path / "events").unlink()
+    log.add({"loss": 1.5}, 30, "train")
+    log.close()
+    assert scalars(tmp_path / "events", "train/loss") == [(10, 2.5), (20, 2.5), (30, 1.5)]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_disk_that_fills_up_costs_no_figures(tmp_path: Path) -> None:
+    log = TensorBoardLog(MetricsConfig(), open_location(tmp_path))
+    log.add({"loss": 3.5}, 10, "train")
+    log.flush()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (next(tmp_path.iterdir()).stat().st_size + 10, before[1]))
+    try:
+        log.add({"loss": 2.5}, 20, "train")
+        log.flush()
+        assert log.failed == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    log.add({"loss": 1.5}, 30, "train")
+    log.close()
+    assert scalars(tmp_path, "train/loss") == [(10, 3.5), (20, 2.5), (30, 1.5)]
