@@ -140,7 +140,7 @@ class TrainingStep:
     """Model, objective, optimiser, loss scaler and moving average of a run, and the step that moves them.
 
     Nothing here waits for the accelerator except where the optimiser cannot skip by itself (no fused kernel) and once
-    in `max_consecutive_nonfinite` updates.
+    in `max_consecutive_nonfinite` updates. PPT's network and loss do not either.
 
     A step with a non-finite loss or gradient on any worker is skipped on all of them, weights, moments, batch-norm
     statistics and all. No message is exchanged for that: a worker whose loss is not finite multiplies it by NaN, the
