@@ -65,12 +65,19 @@ def _train(experiment: AnyExperiment, folder: Location, rank: int, *, resume_any
         training = build_training(experiment, device, resume_anyway=resume_anyway)
     except FileNotFoundError as error:
         raise ValueError(str(error)) from error
+    if log is not None:
+        text = f"computing in {training.step.precision} on {_device_name(device)}"
+        log.append("message", {"step": training.start.step, "text": text, "level": "INFO"})
     wishes = WorkerWishes(StopMark(folder) if rank == 0 else None, STEPS_BETWEEN_LOOKS)
     try:
         with wishes:
             publish_results(training, log, wishes)
     finally:
         training.stream.close()
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
 
 
 class MessageRows(logging.Handler):

@@ -200,6 +200,8 @@ def build_training(experiment: AnyExperiment, device: torch.device, *, resume_an
     # One worker looks for the newest sound checkpoint, so that all continue at the same one.
     name = share_text(store.newest() if rank() == 0 else None)
     step = build_step(experiment, shards.manifest.num_classes, device, pretrained=name is None)
+    # Only some workers' gradients being scaled would be no gradient at all.
+    refuse_disagreement({"fp16 (training.step.precision=float32 suits all devices)": str(step.scaler is not None)})
     start = Position()
     if name is not None:
         state = store.load(name)

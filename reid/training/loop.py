@@ -237,12 +237,21 @@ def _train_one(
         _write_report(parts, position, error)
         raise
     except torch.OutOfMemoryError as error:
-        error.add_note(
-            f"at a batch of {len(batch.labels)} images of {tuple(batch.images.shape[2:])} per worker, peak "
-            f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB: lower the images per worker (more workers), raise "
-            "step.accumulate_batches, or use precision bf16"
-        )
+        error.add_note(_memory_advice(parts.step, batch))
         raise
+
+
+def _memory_advice(step: TrainingStep, batch: Batch) -> str:
+    """What needed so much memory, and the settings that lower it."""
+    height, width = batch.images.shape[2:]
+    text = (
+        f"{len(batch.labels)} images of {width}x{height} per worker in {step.precision}, peak "
+        f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB. What needs less: more workers (cluster.num_workers), "
+        "which share the batch; a smaller batch (data.plan.identities_per_batch, of a keypoint run "
+        "data.plan.batch_size), where training.step.accumulate_batches keeps the images of an update, each batch mined "
+        "by itself; smaller images (data.transform.height and .width)"
+    )
+    return text + ("; training.step.precision=auto" if step.precision == "float32" else "")
 
 
 def _write_report(parts: _Parts, position: Position, error: NonFiniteLossError) -> None:
