@@ -7,6 +7,7 @@ from fixed sets only: loss parts, planes, reasons; never names, paths or message
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
 import shutil
@@ -25,6 +26,9 @@ from reid.config import MetricsConfig
 from reid.storage import Location, write_bytes_atomic
 
 logger = logging.getLogger(__name__)
+
+PORTS_TO_TRY: Final = 100
+"""From the one that is wanted on."""
 
 FIGURES_THAT_WAIT: Final = 100_000
 """TensorBoard figures kept in memory while they cannot be written: some ten megabytes."""
@@ -63,13 +67,25 @@ class DriverMetrics:
         self._server: Any = None
         if config.prometheus_port:
             try:
-                self._server, _ = start_http_server(
-                    config.prometheus_port, addr=config.prometheus_host, registry=self._registry
-                )
-                logger.info("Prometheus endpoint: http://%s:%d/metrics", config.prometheus_host, config.prometheus_port)
+                self._serve(config.prometheus_host, config.prometheus_port)
             except OSError as error:
                 # Metrics never stop a run.
                 logger.warning("no Prometheus endpoint on port %d: %s", config.prometheus_port, error)
+
+    def _serve(self, host: str, wanted: int) -> None:
+        """Serves on the port that is wanted, or on the first free one after it."""
+        for port in range(wanted, min(wanted + PORTS_TO_TRY, 65536)):
+            try:
+                self._server, _ = start_http_server(port, addr=host, registry=self._registry)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                continue
+            level = logging.INFO if port == wanted else logging.WARNING
+            instead = "" if port == wanted else f" (port {wanted} is in use)"
+            logger.log(level, "Prometheus endpoint: http://%s:%d/metrics%s", host, port, instead)
+            return
+        raise OSError(errno.EADDRINUSE, f"this port and the {PORTS_TO_TRY - 1} after it are in use")
 
     def epoch(self, finished: int) -> None:
         """Epochs finished so far."""

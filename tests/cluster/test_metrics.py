@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import socket
 import urllib.request
@@ -11,6 +12,7 @@ import pyarrow.fs
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import cluster.metrics
 from cluster.metrics import DriverMetrics, TensorBoardLog
 from reid.config import MetricsConfig
 from reid.storage import Location, open_location
@@ -46,12 +48,32 @@ def test_the_driver_publishes_progress_and_evaluation(free_port: int) -> None:
         page(free_port)
 
 
-def test_a_port_in_use_never_stops_a_run(free_port: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_next_free_port_is_taken_and_said(free_port: int, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", free_port))
+        taken.listen()
+        metrics = DriverMetrics(MetricsConfig(prometheus_port=free_port), "run")
+        try:
+            metrics.epoch(2)
+            said = re.search(r"endpoint: http://127\.0\.0\.1:(\d+)/metrics \(port (\d+) is in use\)", caplog.text)
+            assert said is not None
+            assert int(said[2]) == free_port < int(said[1])
+            assert 'reid_epoch{run="run"} 2.0' in page(int(said[1]))
+        finally:
+            metrics.close()
+
+
+def test_an_endpoint_that_cannot_be_had_never_stops_a_run(
+    free_port: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster.metrics, "PORTS_TO_TRY", 1)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", free_port))
         taken.listen()
         DriverMetrics(MetricsConfig(prometheus_port=free_port), "run").close()
     assert f"no Prometheus endpoint on port {free_port}" in caplog.text
+    DriverMetrics(MetricsConfig(prometheus_port=free_port, prometheus_host="192.0.2.1"), "run").close()
+    assert "Cannot assign requested address" in caplog.text
 
 
 def test_no_port_means_no_endpoint(free_port: int) -> None:
