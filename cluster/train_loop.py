@@ -16,7 +16,7 @@ from cluster.run_marks import RefusalMark, StopMark
 from cluster.wishes import WorkerWishes
 from reid.build.metrics_log import MetricsLog
 from reid.build.run_folder import open_run
-from reid.build.training import Training, build_training
+from reid.build.training import CHECKPOINTS_FAILED, SAMPLES_SKIPPED, Training, build_training
 from reid.config import AnyExperiment, experiment_of
 from reid.contracts import EpochResult, IntervalResult
 from reid.storage import Location, exists
@@ -111,7 +111,7 @@ def _row(result: IntervalResult | EpochResult, training: Training) -> dict[str, 
     if isinstance(result, EpochResult):
         row |= {"finished_epoch": result.finished_epoch, "checkpoint": result.checkpoint}
         row["updates_skipped"] = training.step.num_skipped
-        row["checkpoints_failed"] = training.store.failed
+        row[CHECKPOINTS_FAILED] = training.store.failed
         row |= {f"checkpoints_rejected/{reason}": count for reason, count in training.store.rejected.items()}
-    row |= {f"samples_skipped/{reason}": count for reason, count in training.skipped_samples().items()}
+    row |= {SAMPLES_SKIPPED + reason: count for reason, count in training.skipped_samples().items()}
     return row

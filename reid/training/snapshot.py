@@ -65,8 +65,17 @@ class CheckpointState:
     """Number of workers that wrote it; another number may continue."""
 
 
-def take_snapshot(step: TrainingStep, position: Position, run: RunDescription) -> CheckpointState:
-    """The present state of a run; tensors are not copied, so save it before the next step."""
+def take_snapshot(
+    step: TrainingStep, position: Position, run: RunDescription, counters: Mapping[str, int] | None = None
+) -> CheckpointState:
+    """The present state of a run; tensors are not copied, so save it before the next step.
+
+    Args:
+        step: What learns.
+        position: The next batch.
+        run: What it is.
+        counters: Totals since the beginning of the run to keep, beside those of the step.
+    """
     return CheckpointState(
         position=position,
         model=step.bare_model.state_dict(),
@@ -76,7 +85,7 @@ def take_snapshot(step: TrainingStep, position: Position, run: RunDescription) -
         average=None if step.ema is None else step.ema.weights(),
         average_updates=0 if step.ema is None else step.ema.num_updates,
         scaler=None if step.scaler is None else step.scaler.state_dict(),
-        counters={"updates_skipped": step.num_skipped},
+        counters={**(counters or {}), "updates_skipped": step.num_skipped},
         learning_rates=tuple(float(group["lr"]) for group in step.optimizer.param_groups),
         world_size=world_size(),
     )

@@ -140,6 +140,16 @@ def test_auto_goes_on_where_the_hardware_asks_for_another_precision(
     assert "with an fp16 loss scaler, on other hardware: training goes on in float32" in caplog.text
 
 
+def test_counters_of_the_run_are_in_its_checkpoints(tmp_path: Path) -> None:
+    store = CheckpointStore(open_location(tmp_path))
+    counters = {"samples_skipped/image_truncated": 3, "checkpoints_failed": 1}
+    results = fit(
+        build_step(), PlannedStream(steps=1), config=_loop(), schedule=SCHEDULE, store=store, counters=lambda: counters
+    )
+    assert [result for result in results if isinstance(result, EpochResult)]
+    assert store.load(store.newest() or "").counters == {**counters, "updates_skipped": 0}
+
+
 def test_another_model_is_refused_with_the_differing_tensors(tmp_path: Path) -> None:
     store = CheckpointStore(open_location(tmp_path))
     step = build_step()
