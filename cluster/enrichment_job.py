@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import ray
 import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.resources import absolute_address, has_gpus, ray_connection
 from cluster.shard_tasks import run_on_ray
-from reid.build.network_additions import NetworkRun, NetworkRunConfig, resolve_run
+from reid.build.network_additions import GpuCheck, NetworkRun, NetworkRunConfig, resolve_run, this_gpu_has_bf16
 from reid.build.progress import progress_bar
 from reid.data.additions import Enrichment
 from reid.data.enrichment import enrich_shards
@@ -22,6 +24,8 @@ from reid.data.manifest import Manifest
 from reid.data.staging import RunTasks, ShardResult, run_in_this_process
 
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png")
+SHARE_TO_ASK = 0.01
+"""Of a GPU, for a task that only asks what it can do."""
 
 
 def add_arguments(parser: argparse.ArgumentParser, of: str) -> None:
@@ -64,13 +68,24 @@ def network_work(
     enrichment: Callable[[NetworkRun], Enrichment],
     config: NetworkRunConfig,
     *,
-    has_gpus: bool,
+    gpus_have_bf16: GpuCheck | None,
     watch: Watch = _nothing,
 ) -> Work:
     """The work of a network: where and how exactly it runs, decided for the machines there are."""
-    run = resolve_run(config, has_gpus=has_gpus)
+    run = resolve_run(config, gpus_have_bf16=gpus_have_bf16)
     gpus = config.gpus_per_task if run.device == "cuda" else 0.0
     return Work(enrichment(run), watch, num_cpus=config.cpus_per_task, num_gpus=gpus)
+
+
+def gpus_have_bf16() -> bool:
+    """Whether the GPUs of every node that has some now compute in bf16: a small task asks on each of them.
+
+    A cluster that grows may have none yet; then the first one that comes is asked.
+    """
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU", 0) > 0]
+    places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes] or ["DEFAULT"]
+    ask = ray.remote(num_cpus=0, num_gpus=SHARE_TO_ASK)(this_gpu_has_bf16)
+    return all(ray.get([ask.options(scheduling_strategy=place).remote() for place in places]))
 
 
 @dataclass(frozen=True)
@@ -102,13 +117,13 @@ class Enriched:
         return "\n".join(f"{name:{width}}{text}" for name, text in lines.items())
 
 
-def enrich(arguments: argparse.Namespace, of: str, decide: Callable[[bool], Work]) -> Enriched:
+def enrich(arguments: argparse.Namespace, of: str, decide: Callable[[GpuCheck | None], Work]) -> Enriched:
     """Adds what was decided to the set that the command line names, with progress.
 
     Args:
         arguments: Parsed, from `add_arguments`.
         of: What is added.
-        decide: Whether there are GPUs -> the work.
+        decide: Whether the GPUs compute in bf16, None when there are none -> the work.
 
     Raises:
         DataError, ValueError: As `enrich_shards`, and for a picture of another kind.
@@ -119,11 +134,11 @@ def enrich(arguments: argparse.Namespace, of: str, decide: Callable[[bool], Work
     num_new = 0
     with ExitStack() as stack:
         if arguments.no_ray:
-            work = decide(torch.cuda.is_available())
+            work = decide(this_gpu_has_bf16 if torch.cuda.is_available() else None)
             run_tasks: RunTasks = run_in_this_process
         else:
             stack.enter_context(ray_connection())
-            work = decide(has_gpus())
+            work = decide(gpus_have_bf16 if has_gpus() else None)
             run_tasks = partial(run_on_ray, num_cpus=work.num_cpus, num_gpus=work.num_gpus)
         draw = stack.enter_context(progress_bar(of))
 

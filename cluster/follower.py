@@ -130,7 +130,7 @@ class RunFollower:
                 continue
             self._seen[key] = row
             if row["kind"] == "message":
-                logger.warning("worker: %s", row["text"])
+                logger.log(logging.getLevelNamesMapping()[row.get("level", "WARNING")], "worker: %s", row["text"])
                 continue
             self._tensorboard.add(row, row["step"], str(row["kind"]))
             added = True

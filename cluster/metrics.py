@@ -7,13 +7,16 @@ from fixed sets only: loss parts, planes, reasons; never names, paths or message
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
 import shutil
 import tempfile
+from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 from ray.util import metrics as ray_metrics
@@ -23,6 +26,12 @@ from reid.config import MetricsConfig
 from reid.storage import Location, write_bytes_atomic
 
 logger = logging.getLogger(__name__)
+
+PORTS_TO_TRY: Final = 100
+"""From the one that is wanted on."""
+
+FIGURES_THAT_WAIT: Final = 100_000
+"""TensorBoard figures kept in memory while they cannot be written: some ten megabytes."""
 
 
 class WorkerGauges:
@@ -58,13 +67,25 @@ class DriverMetrics:
         self._server: Any = None
         if config.prometheus_port:
             try:
-                self._server, _ = start_http_server(
-                    config.prometheus_port, addr=config.prometheus_host, registry=self._registry
-                )
-                logger.info("Prometheus endpoint: http://%s:%d/metrics", config.prometheus_host, config.prometheus_port)
+                self._serve(config.prometheus_host, config.prometheus_port)
             except OSError as error:
                 # Metrics never stop a run.
                 logger.warning("no Prometheus endpoint on port %d: %s", config.prometheus_port, error)
+
+    def _serve(self, host: str, wanted: int) -> None:
+        """Serves on the port that is wanted, or on the first free one after it."""
+        for port in range(wanted, min(wanted + PORTS_TO_TRY, 65536)):
+            try:
+                self._server, _ = start_http_server(port, addr=host, registry=self._registry)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                continue
+            level = logging.INFO if port == wanted else logging.WARNING
+            instead = "" if port == wanted else f" (port {wanted} is in use)"
+            logger.log(level, "Prometheus endpoint: http://%s:%d/metrics%s", host, port, instead)
+            return
+        raise OSError(errno.EADDRINUSE, f"this port and the {PORTS_TO_TRY - 1} after it are in use")
 
     def epoch(self, finished: int) -> None:
         """Epochs finished so far."""
@@ -87,40 +108,73 @@ class DriverMetrics:
 
 
 class TensorBoardLog:
-    """TensorBoard events of a run; for a run on an object store, written locally and copied there at each flush."""
+    """TensorBoard events of a run; for a run on an object store, written locally and copied there at each flush.
+
+    A storage that refuses costs nothing: figures wait in memory, the newest `FIGURES_THAT_WAIT` of them, for the next
+    flush, and one warning an outage says so. `failed` counts the flushes that did not happen.
+    """
 
     def __init__(self, config: MetricsConfig, folder: Location) -> None:
+        self.failed = 0
+        self._is_on = config.tensorboard
         self._folder = folder
         self._temporary: Path | None = None
         self._writer: SummaryWriter | None = None
-        if config.tensorboard:
-            if not folder.is_local:
-                self._temporary = Path(tempfile.mkdtemp(prefix="reid-tensorboard-"))
-            self._writer = SummaryWriter(str(self._temporary or folder.local_path))
+        self._waiting: deque[tuple[str, float, int]] = deque(maxlen=FIGURES_THAT_WAIT)
+        """Tag, value and step of what was added since the last flush."""
+        self._is_out = False
 
     def add(self, row: Mapping[str, Any], step: int, prefix: str) -> None:
-        """Adds the numeric figures of a row."""
-        if self._writer is None:
+        """Adds the numeric figures of a row, for the next flush."""
+        if not self._is_on:
             return
         for key, value in row.items():
             if isinstance(value, (int, float)) and not isinstance(value, bool) and key not in ("step", "epoch"):
-                self._writer.add_scalar(f"{prefix}/{key}", value, step)
+                self._waiting.append((f"{prefix}/{key}", value, step))
 
     def flush(self) -> None:
-        """Makes what was added visible to readers."""
-        if self._writer is None:
+        """Makes what was added visible to readers, now or at the first flush that the storage takes."""
+        if not self._waiting:
             return
+        try:
+            self._write()
+        except OSError as error:
+            self._note_failure(error)
+            return
+        self._waiting.clear()
+        self._is_out = False
+
+    def _write(self) -> None:
+        if self._writer is None:
+            if not self._folder.is_local and self._temporary is None:
+                self._temporary = Path(tempfile.mkdtemp(prefix="reid-tensorboard-"))
+            self._writer = SummaryWriter(str(self._temporary or self._folder.local_path))
+        for tag, value, step in self._waiting:
+            self._writer.add_scalar(tag, value, step)
         self._writer.flush()
         if self._temporary is not None:
             for file in self._temporary.iterdir():
                 write_bytes_atomic(self._folder.child(file.name), file.read_bytes())
 
+    def _note_failure(self, error: OSError) -> None:
+        # A writer that failed once fails for ever: the next flush begins a file of its own.
+        self._close_writer()
+        self.failed += 1
+        if not self._is_out:
+            logger.warning("TensorBoard events could not be written to %s: %s; they wait", self._folder.uri, error)
+        self._is_out = True
+
+    def _close_writer(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with suppress(OSError):
+                writer.close()
+
     def close(self) -> None:
         """Flushes and ends the event file."""
         try:
-            if self._writer is not None:
-                self.flush()
-                self._writer.close()
+            self.flush()
+            self._close_writer()
         finally:
             if self._temporary is not None:
                 shutil.rmtree(self._temporary, ignore_errors=True)

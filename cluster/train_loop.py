@@ -16,7 +16,7 @@ from cluster.run_marks import RefusalMark, StopMark
 from cluster.wishes import WorkerWishes
 from reid.build.metrics_log import MetricsLog
 from reid.build.run_folder import open_run
-from reid.build.training import Training, build_training
+from reid.build.training import CHECKPOINTS_FAILED, SAMPLES_SKIPPED, Training, build_training
 from reid.config import AnyExperiment, experiment_of
 from reid.contracts import EpochResult, IntervalResult
 from reid.storage import Location, exists
@@ -65,12 +65,19 @@ def _train(experiment: AnyExperiment, folder: Location, rank: int, *, resume_any
         training = build_training(experiment, device, resume_anyway=resume_anyway)
     except FileNotFoundError as error:
         raise ValueError(str(error)) from error
+    if log is not None:
+        text = f"computing in {training.step.precision} on {_device_name(device)}"
+        log.append("message", {"step": training.start.step, "text": text, "level": "INFO"})
     wishes = WorkerWishes(StopMark(folder) if rank == 0 else None, STEPS_BETWEEN_LOOKS)
     try:
         with wishes:
             publish_results(training, log, wishes)
     finally:
         training.stream.close()
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
 
 
 class MessageRows(logging.Handler):
@@ -82,10 +89,7 @@ class MessageRows(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Adds a row."""
-        try:
-            self._log.append("message", {"step": 0, "text": record.getMessage(), "level": record.levelname})
-        except OSError:
-            self.handleError(record)
+        self._log.append("message", {"step": 0, "text": record.getMessage(), "level": record.levelname})
 
 
 def publish_results(training: Training, log: MetricsLog | None, wishes: WorkerWishes) -> None:
@@ -94,6 +98,7 @@ def publish_results(training: Training, log: MetricsLog | None, wishes: WorkerWi
     for result in training.results(wishes):
         row = _row(result, training)
         if log is not None and gauges is not None:
+            row["metrics_writes_failed"] = log.failed
             log.append("epoch" if isinstance(result, EpochResult) else "interval", row)
             gauges.publish({key: value for key, value in row.items() if isinstance(value, (int, float))})
         if isinstance(result, EpochResult):
@@ -106,7 +111,7 @@ def _row(result: IntervalResult | EpochResult, training: Training) -> dict[str, 
     if isinstance(result, EpochResult):
         row |= {"finished_epoch": result.finished_epoch, "checkpoint": result.checkpoint}
         row["updates_skipped"] = training.step.num_skipped
-        row["checkpoints_failed"] = training.store.failed
+        row[CHECKPOINTS_FAILED] = training.store.failed
         row |= {f"checkpoints_rejected/{reason}": count for reason, count in training.store.rejected.items()}
-    row |= {f"samples_skipped/{reason}": count for reason, count in training.skipped_samples().items()}
+    row |= {SAMPLES_SKIPPED + reason: count for reason, count in training.skipped_samples().items()}
     return row

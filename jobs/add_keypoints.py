@@ -30,6 +30,7 @@ from reid.build.added_keypoints import (
 )
 from reid.build.addition_pictures import picture_of_keypoints
 from reid.build.keypoint_evaluation import load_trained_detector
+from reid.build.network_additions import GpuCheck
 from reid.data.shard_set import open_shards
 from reid.settings_file import read_settings
 from reid.storage import open_location
@@ -50,11 +51,11 @@ def _add(arguments: argparse.Namespace) -> None:
     config = read_settings(KeypointAdditionConfig, arguments.settings)
     trained = load_trained_detector(open_location(arguments.checkpoint), torch.device("cpu"))
 
-    def decide(has_gpus: bool) -> Work:
+    def decide(gpus_have_bf16: GpuCheck | None) -> Work:
         return network_work(
             lambda run: AddedKeypoints(trained, run, config),
             config.network,
-            has_gpus=has_gpus,
+            gpus_have_bf16=gpus_have_bf16,
             watch=AbsurdRates(config),
         )
 

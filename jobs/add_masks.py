@@ -56,12 +56,12 @@ def _add(arguments: argparse.Namespace) -> None:
         return
     if arguments.coarse:
         config = read_settings(CoarseMaskConfig, arguments.settings)
-        enriched = enrich(arguments, "masks", lambda has_gpus: Work(CoarseMasks(config)))
+        enriched = enrich(arguments, "masks", lambda gpus_have_bf16: Work(CoarseMasks(config)))
     else:
         read_settings(Settings, arguments.settings)  # refuses any: stripes have none
         if arguments.stripes < 1:
             raise ValueError(f"--stripes {arguments.stripes}: expected 1 or more")
-        enriched = enrich(arguments, "boxes", lambda has_gpus: Work(UniformStripes(arguments.stripes)))
+        enriched = enrich(arguments, "boxes", lambda gpus_have_bf16: Work(UniformStripes(arguments.stripes)))
     print(enriched.summary())
     if arguments.pictures:
         with open_shards(arguments.target) as shards:
@@ -74,7 +74,9 @@ def _add_parts(arguments: argparse.Namespace) -> None:
     enriched = enrich(
         arguments,
         "parts",
-        lambda has_gpus: network_work(lambda run: AddedParts(trained, run, config), config.network, has_gpus=has_gpus),
+        lambda gpus_have_bf16: network_work(
+            lambda run: AddedParts(trained, run, config), config.network, gpus_have_bf16=gpus_have_bf16
+        ),
     )
     print(enriched.summary())
     if arguments.pictures:

@@ -54,7 +54,7 @@ def _make(arguments: argparse.Namespace) -> None:
         raise DataError(f"{arguments.source}: {error}") from error
     with source:
         queries = OccludedQueries(source, config)
-        enriched = enrich(arguments, "occluded queries", lambda has_gpus: Work(queries))
+        enriched = enrich(arguments, "occluded queries", lambda gpus_have_bf16: Work(queries))
         print(enriched.summary())
         print(f"patches  {queries.patches.covered():.1%} covered on average, sha256 {queries.patches.sha256}")
         if arguments.patches:

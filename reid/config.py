@@ -101,7 +101,8 @@ class MetricsConfig(Settings):
     tensorboard: bool = True
     """Write TensorBoard events into the run folder."""
     prometheus_port: int = Field(0, ge=0, le=65535)
-    """Port of the driver's Prometheus endpoint for figures that must outlive workers (evaluation, progress); 0: off."""
+    """Port of the driver's Prometheus endpoint for figures that must outlive workers (evaluation, progress); when it
+    is in use, the next free one, which the log names. 0: off."""
     prometheus_host: str = "127.0.0.1"
     """Address that endpoint binds to; anything but loopback is your explicit choice."""
 

@@ -101,11 +101,17 @@ class Batch:
     """(B, K, 4) float32 part boxes from top to bottom: left, top, right, bottom as shares 0..1 of the width and height
     of `images`, when the run asks for them."""
 
-    def to(self, device: torch.device, *, non_blocking: bool = False) -> Batch:
-        """The same batch on `device`; images in channels_last."""
+    def to(
+        self,
+        device: torch.device,
+        *,
+        non_blocking: bool = False,
+        memory_format: torch.memory_format = torch.channels_last,
+    ) -> Batch:
+        """The same batch on `device`, with images in `memory_format`."""
         return replace(
             self,
-            images=self.images.to(device, non_blocking=non_blocking, memory_format=torch.channels_last),
+            images=self.images.to(device, non_blocking=non_blocking, memory_format=memory_format),
             labels=self.labels.to(device, non_blocking=non_blocking),
             samples=self.samples,
             keypoints=self.keypoints.to(device, non_blocking=non_blocking),

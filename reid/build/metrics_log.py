@@ -10,36 +10,110 @@ taken back: after a resume a step may stand twice, and the later row counts (`re
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
+import threading
 import time
 import uuid
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
-from reid.storage import Location, exists, list_names, read_bytes, write_bytes_atomic
+from reid.storage import Location, RetryPolicy, exists, list_names, read_bytes, write_bytes_atomic
+
+logger = logging.getLogger(__name__)
+
+ROWS_THAT_WAIT: Final = 10_000
+"""Rows kept in memory while they cannot be written: some megabytes."""
 
 
 class MetricsLog:
-    """Appends rows to the metrics of a run, in a file that no other writer touches."""
+    """Appends rows to the metrics of a run, in a file that no other writer touches.
+
+    A storage that refuses costs nothing but time: rows wait in memory, the newest `ROWS_THAT_WAIT` of them, and are
+    written in their order when it takes some again. One warning an outage says so. `failed` counts the writes that did
+    not happen, `lost` the rows that there was no room for.
+    """
 
     def __init__(self, folder: Location) -> None:
+        self.failed = 0
+        self.lost = 0
         self._folder = folder
         self._file = folder.child(f"metrics/{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.jsonl")
-        self._lines: list[str] = []
+        self._written: list[str] = []
         """All rows so far, where they are written anew each time."""
+        self._waiting: list[str] = []
+        self._is_out = False
+        """Whether the last write failed."""
+        # Guards the rows that wait and the mark that a thread is writing; never held while writing, which may log
+        # warnings, which may become rows.
+        self._lock = threading.Lock()
+        self._is_writing = False
 
     def append(self, kind: str, row: Mapping[str, Any]) -> None:
-        """Adds one row and makes it durable against a killed process. Numbers that are not finite become null."""
+        """Adds one row and makes it durable against a killed process, now or when the storage is back.
+
+        Numbers that are not finite become null.
+        """
         line = json.dumps({"kind": kind, **{key: _plain(value) for key, value in row.items()}}, allow_nan=False)
+        with self._lock:
+            self._keep([*self._waiting, line])
+            if self._is_writing:  # whoever does takes this row along
+                return
+            self._is_writing = True
+        try:
+            self._write_waiting()
+        except BaseException:
+            self._is_writing = False
+            raise
+
+    def _keep(self, lines: list[str]) -> None:
+        self.lost += max(0, len(lines) - ROWS_THAT_WAIT)
+        self._waiting = lines[-ROWS_THAT_WAIT:]
+
+    def _take(self) -> list[str]:
+        """What waits; when nothing does, nobody is writing any more."""
+        with self._lock:
+            lines, self._waiting = self._waiting, []
+            self._is_writing = bool(lines)
+            return lines
+
+    def _write_waiting(self) -> None:
+        """Writes what waits, and what comes meanwhile, until nothing does or the storage refuses."""
+        while lines := self._take():
+            try:
+                self._write(lines)
+            except OSError as error:
+                with self._lock:
+                    self._keep([*lines, *self._waiting])
+                self._note_failure(error)
+                self._is_writing = False
+                return
+            if self._is_out:
+                self._is_out = False
+                logger.warning("metrics are written again: %d row(s) had waited, %d were lost", len(lines), self.lost)
+
+    def _write(self, lines: list[str]) -> None:
         if self._folder.is_local:
             os.makedirs(self._file.parent.local_path, exist_ok=True)
-            # One write call on a file opened for appending: rows of several threads never mix.
+            # A write that failed may have left a part of a line: the empty line after it keeps this one whole.
+            text = "\n".join((*([""] if self._is_out else []), *lines, ""))
             with open(self._file.local_path, "ab") as file:
-                file.write(line.encode() + b"\n")
+                file.write(text.encode())
         else:
-            self._lines.append(line)
-            write_bytes_atomic(self._file, ("\n".join(self._lines) + "\n").encode())
+            # While the storage is out, one try a row is enough: training waits here.
+            policy = RetryPolicy(attempts=1) if self._is_out else None
+            write_bytes_atomic(self._file, ("\n".join((*self._written, *lines)) + "\n").encode(), policy)
+            self._written += lines
+
+    def _note_failure(self, error: OSError) -> None:
+        self.failed += 1
+        if not self._is_out:
+            self._is_out = True
+            logger.warning(
+                "metrics could not be written to %s: %s; training goes on, rows wait in memory (at most %d)",
+                self._file.uri, error, ROWS_THAT_WAIT,
+            )  # fmt: skip
 
 
 def read_metrics(folder: Location) -> list[dict[str, Any]]:
@@ -52,7 +126,7 @@ def read_metrics(folder: Location) -> list[dict[str, Any]]:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError:
-                # The last line of a process that was killed while writing.
+                # A line cut by a kill or a full disk.
                 continue
             rows[row_key(row)] = row
     return [rows[key] for key in sorted(rows)]

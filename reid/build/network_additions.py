@@ -28,7 +28,7 @@ class NetworkRunConfig(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: GPUs where the cluster has some."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
-    """Autocast type of the network. auto: bf16 on a GPU and on processors that compute in it, else float32."""
+    """Autocast type of the network. auto: bf16 where all GPUs, or the processor, compute in it, else float32."""
     batch_size: int = Field(default=32, ge=1)
     """Images at a time."""
     cpus_per_task: int = Field(default=1, ge=1)
@@ -56,21 +56,33 @@ class NetworkRun:
         return {"precision": self.precision}
 
 
-def resolve_run(config: NetworkRunConfig, *, has_gpus: bool) -> NetworkRun:
+GpuCheck = Callable[[], bool]
+"""Whether the GPUs that there are compute in bf16; asked when it matters."""
+
+
+def this_gpu_has_bf16() -> bool:
+    """Whether this process's GPU computes in bf16 and does not only emulate it, which is slower than float32."""
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+def resolve_run(config: NetworkRunConfig, *, gpus_have_bf16: GpuCheck | None) -> NetworkRun:
     """The run on a cluster with or without GPUs.
+
+    Args:
+        config: What was asked for.
+        gpus_have_bf16: Of the GPUs, which need not be in this process; None: there are none.
 
     Raises:
         ValueError: GPUs were asked for and there are none, or a type that the processor cannot compute in.
     """
-    if config.device == "cuda" and not has_gpus:
+    if config.device == "cuda" and gpus_have_bf16 is None:
         raise ValueError("network.device is cuda, but there is no GPU: add GPU nodes, or set network.device=auto")
-    uses_gpu = has_gpus and config.device != "cpu"
-    # The GPU need not be in this process: every one that torch supports today computes in bf16.
-    precision = "bf16" if config.precision == "auto" else config.precision
-    if not uses_gpu:
+    if gpus_have_bf16 is None or config.device == "cpu":
         resolved = resolve_precision(StepConfig(precision=config.precision), torch.device("cpu"))
-        precision = "bf16" if resolved == "bf16" else "float32"
-    return NetworkRun(device="cuda" if uses_gpu else "cpu", precision=precision, batch_size=config.batch_size)
+        is_bf16 = resolved == "bf16"
+        return NetworkRun(device="cpu", precision="bf16" if is_bf16 else "float32", batch_size=config.batch_size)
+    is_bf16 = config.precision == "bf16" or (config.precision == "auto" and gpus_have_bf16())
+    return NetworkRun(device="cuda", precision="bf16" if is_bf16 else "float32", batch_size=config.batch_size)
 
 
 Answer = Callable[[Tensor, NDArray[np.int64], Sequence[Sample]], Sequence[Additions]]

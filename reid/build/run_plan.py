@@ -11,6 +11,7 @@ from reid.data.shard_set import ShardSet
 from reid.data.stored_parts import has_part_boxes
 from reid.models.hourglass import STEM_STRIDE
 from reid.training.schedule import learning_rate_at
+from reid.training.step import describe_precision
 
 
 def describe_plan(experiment: AnyExperiment, shards: ShardSet, *, device: str, resumed_from: str | None) -> str:
@@ -41,7 +42,7 @@ def describe_plan(experiment: AnyExperiment, shards: ShardSet, *, device: str, r
         "batch": (
             f"{plan.batch_size} = {_batch_parts(experiment)}{cluster.num_workers} worker(s)"
             f" x {plan.batch_size // cluster.num_workers} images of {transform.width}x{transform.height} on {device},"
-            f" {training.step.precision}"
+            f" {describe_precision(training.step, device)}"
         ),
         "epoch": str(exposure),
         "length": (

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -55,6 +55,8 @@ from reid.training.workers import Wish, mean_over_workers, rank, refuse_disagree
 
 logger = logging.getLogger(__name__)
 
+SAMPLES_SKIPPED, CHECKPOINTS_FAILED = "samples_skipped/", "checkpoints_failed"
+"""Names of counters, in rows and in checkpoints."""
 SKIP_REASONS = ("image_truncated", "image_unreadable", "image_size_differs")
 
 
@@ -70,12 +72,21 @@ class Training:
     store: CheckpointStore
     description: RunDescription
     start: Position
+    counted: Mapping[str, int] = field(default_factory=dict)
+    """`counters` of the checkpoint that it continues at."""
 
     def skipped_samples(self) -> dict[str, int]:
-        """Unreadable images met so far by all workers, by reason; collective."""
+        """Unreadable images met by all workers since the beginning of the run, by reason; collective."""
         counts = torch.tensor([float(self.stream.skipped[reason]) for reason in SKIP_REASONS])
-        totals = mean_over_workers(counts) * world_size()
-        return {reason: round(total) for reason, total in zip(SKIP_REASONS, totals.tolist(), strict=True) if total}
+        now = (mean_over_workers(counts) * world_size()).tolist()
+        before = [self.counted.get(SAMPLES_SKIPPED + reason, 0) for reason in SKIP_REASONS]
+        totals = {reason: b + round(n) for reason, b, n in zip(SKIP_REASONS, before, now, strict=True)}
+        return {reason: total for reason, total in totals.items() if total}
+
+    def counters(self) -> dict[str, int]:
+        """Totals since the beginning of the run for its checkpoints; collective."""
+        skipped = {SAMPLES_SKIPPED + reason: total for reason, total in self.skipped_samples().items()}
+        return {**skipped, CHECKPOINTS_FAILED: self.store.failed}
 
     def results(self, wish: Callable[[], Wish] = no_wish) -> Iterator[IntervalResult | EpochResult]:
         """Trains; see `reid.training.loop.fit`."""
@@ -90,6 +101,7 @@ class Training:
             start=self.start,
             wish=wish,
             folder=self.folder.location,
+            counters=self.counters,
         )
 
 
@@ -200,20 +212,23 @@ def build_training(experiment: AnyExperiment, device: torch.device, *, resume_an
     # One worker looks for the newest sound checkpoint, so that all continue at the same one.
     name = share_text(store.newest() if rank() == 0 else None)
     step = build_step(experiment, shards.manifest.num_classes, device, pretrained=name is None)
-    start = Position()
+    # Only some workers' gradients being scaled would be no gradient at all.
+    refuse_disagreement({"fp16 (training.step.precision=float32 suits all devices)": str(step.scaler is not None)})
+    start, counted = Position(), dict[str, int]()
     if name is not None:
         state = store.load(name)
         refuse_other_run(name, state.run, description, resume_anyway=resume_anyway)
         refuse_other_optimizer(name, state.optimizer, step.optimizer)
         restore_snapshot(step, state)
-        start = state.position
+        start, counted = state.position, dict(state.counters)
+        store.failed += counted.get(CHECKPOINTS_FAILED, 0)
         if rank() == 0:
             logger.info("continuing at %s: epoch %d, step %d", name, start.epoch + 1, start.step_in_epoch)
     if rank() == 0:
         store.remove_orphans()
     return Training(
         experiment=experiment, folder=folder, shards=shards, stream=stream, step=step, store=store,
-        description=description, start=start,
+        description=description, start=start, counted=counted,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from reid.contracts import Settings
+from reid.device_constants import constant
 from reid.keypoints import PLANE_NAMES
 from reid.losses.global_batch import gather, gather_with_gradient
 from reid.losses.precision import at_least_float32
@@ -62,7 +63,7 @@ def visible_triplet_loss(
         losses, valid = grouped_triplet_loss(
             features, labels, config.margin, shown=plane_visible.T, reduction=config.reduction
         )
-        weights = torch.tensor(config.plane_weights, dtype=losses.dtype, device=losses.device)
+        weights = constant(config.plane_weights, losses.dtype, losses.device)
         return (weights * losses).sum(), valid.T
 
 

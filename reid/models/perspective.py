@@ -3,7 +3,8 @@
 Source: PPT, sections 3.1 and 3.2, Eq. 1. Ours differs: both sides share one slot with the front at the same end, a
 plane also needs the right winding, a least area and a well-conditioned system, and training uses weights over the map's
 cells (`fold_weights`) instead of warped maps; the explicit warp (`warp_planes`) gives the same numbers and serves
-pictures.
+pictures. What training uses has the same shapes for any planes and reads nothing back to the host, so an accelerator
+is never waited for; `warp_planes` has neither property.
 
 Convention:
     Image points are (x, y) in pixels with pixel centres at integers, so an image covers [-0.5, width - 0.5]. A feature
@@ -24,7 +25,8 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from reid.contracts import Settings
-from reid.keypoints import NUM_KEYPOINTS, NUM_PLANES, PLANE_NAMES, PLANE_RULES, PlaneRule
+from reid.device_constants import constant
+from reid.keypoints import NUM_KEYPOINTS, PLANE_NAMES, PLANE_RULES, PlaneRule
 
 PlaneName = Literal["front", "back", "side", "top"]
 
@@ -126,25 +128,26 @@ def find_planes(keypoints: Tensor, height: int, width: int, config: PlaneConfig)
     well_formed = complete & (areas >= config.min_area * height * width) & (_least_sine(corners) >= config.min_sine)
     areas = torch.where(well_formed & (areas > 0), areas, 0.0)
 
-    plane_of_rule = torch.tensor([PLANE_NAMES.index(rule.plane) for rule in config.rules], device=keypoints.device)
-    slots = torch.arange(NUM_PLANES, device=keypoints.device)[:, None]
-    belongs = plane_of_rule == slots  # (4, R)
+    rules_of_planes = tuple(tuple(rule.plane == name for rule in config.rules) for name in PLANE_NAMES)
+    belongs = constant(rules_of_planes, torch.bool, keypoints.device)  # (4, R)
     areas, rule = torch.where(belongs, areas[:, None], -1.0).max(dim=-1)  # (B, 4)
-    switched_on = torch.tensor([name in config.planes for name in PLANE_NAMES], device=keypoints.device)
-    visible = (areas > 0) & switched_on
+    switched_on = constant(tuple(name in config.planes for name in PLANE_NAMES), torch.bool, keypoints.device)
+    found = (areas > 0) & switched_on
 
     images = torch.arange(len(keypoints), device=keypoints.device)[:, None]
     corners, targets = corners[images, rule], targets[images, rule]  # (B, 4, 4, 2)
-    homographies = torch.eye(3, dtype=torch.float64, device=keypoints.device).repeat(*visible.shape, 1, 1)
-    found = visible.nonzero(as_tuple=True)
-    solved, condition = solve_homographies(targets[found], corners[found])
-    horizon_free = (_scale_at_target_corners(solved) > 0).all(-1)
-    homographies[found] = solved
-    visible[found] = (condition <= config.max_condition) & horizon_free
+    # All B x 4 systems are solved, however many planes there are; where there is none, that of the identity.
+    square = constant(_UNIT_SQUARE, torch.float64, keypoints.device)
+    is_there = found[..., None, None]
+    homographies, condition = solve_homographies(
+        torch.where(is_there, targets, square).flatten(0, 1), torch.where(is_there, corners, square).flatten(0, 1)
+    )
+    horizon_free = (_scale_at_target_corners(homographies) > 0).all(-1)
+    visible = found & ((condition <= config.max_condition) & horizon_free).view_as(found)
     return Planes(
         corners=corners,
         targets=targets,
-        homographies=homographies,
+        homographies=homographies.view(*found.shape, 3, 3),
         visible=visible,
         rule=torch.where(visible, rule, -1),
         substituted=substituted[images, rule] & visible,
@@ -254,14 +257,15 @@ def fold_weights(
         (B, map_height * map_width, 4) float32, cells in row-major order; each visible plane's weights sum to 1, an
         invisible plane's are 0. No gradient.
     """
-    found = planes.visible.nonzero(as_tuple=True)
-    points = sampling_grid(planes.homographies[found], config.grid, config.grid).flatten(1, 2)  # (N, cells, 2)
-    across = _hat_weights(points[..., 0], width, map_width)  # (N, cells, map_width)
+    visible = planes.visible[..., None, None]
+    # Homographies of invisible planes may be anything, even not a number: fold the identity in their place.
+    identity = torch.eye(3, dtype=planes.homographies.dtype, device=planes.homographies.device)
+    homographies = torch.where(visible, planes.homographies, identity)
+    points = sampling_grid(homographies, config.grid, config.grid).flatten(2, 3)  # (B, 4, cells, 2)
+    across = _hat_weights(points[..., 0], width, map_width)  # (B, 4, cells, map_width)
     down = _hat_weights(points[..., 1], height, map_height)
-    folded = down.mT @ across / config.grid**2  # (N, map_height, map_width)
-    weights = folded.new_zeros((*planes.visible.shape, map_height * map_width))
-    weights[found] = folded.flatten(1)
-    return weights.mT
+    folded = down.mT @ across / config.grid**2  # (B, 4, map_height, map_width)
+    return torch.where(visible, folded, 0.0).flatten(2).mT
 
 
 def average_planes(maps: Tensor, planes: Planes, height: int, width: int, config: PlaneConfig) -> Tensor:
@@ -293,17 +297,19 @@ def _hat_weights(positions: Tensor, image_size: int, map_size: int) -> Tensor:
 def _corners_of_rules(points: Tensor, shown: Tensor, config: PlaneConfig) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Corners and targets (B, R, 4, 2) of each rule, whether all four are there, whether one is substituted (B, R)."""
     device = points.device
-    numbers = torch.tensor([rule.corners for rule in config.rules], device=device) - 1  # (R, 4)
-    targets = torch.tensor([[_TARGETS[name] for name in rule.targets] for rule in config.rules], device=device).double()
+    rules = config.rules
+    numbers = constant(tuple(rule.corners for rule in rules), torch.int64, device) - 1  # (R, 4)
+    places = tuple(tuple(_TARGETS[name] for name in rule.targets) for rule in rules)
+    targets = constant(places, torch.float64, device)  # (R, 4, 2)
     bottom = targets[..., 1] == 1  # (R, 4)
-    stand_in = torch.tensor([rule.substitute or 0 for rule in config.rules], device=device) - 1  # (R,), -1: none
+    stand_in = constant(tuple(rule.substitute or 0 for rule in rules), torch.int64, device) - 1  # (R,), -1: none
     may_substitute = (stand_in >= 0) & config.substitution
 
     corners, missing = points[:, numbers], ~shown[:, numbers]  # (B, R, 4, 2), (B, R, 4)
     substituted = (missing.sum(-1) == 1) & (missing & bottom).any(-1) & may_substitute & shown[:, stand_in.clamp(min=0)]
     replace = (missing & substituted[..., None])[..., None]  # (B, R, 4, 1)
     corners = torch.where(replace, points[:, stand_in.clamp(min=0), None], corners)
-    targets = torch.where(replace, torch.tensor(_BOTTOM_MIDDLE, dtype=targets.dtype, device=device), targets)
+    targets = torch.where(replace, constant(_BOTTOM_MIDDLE, targets.dtype, device), targets)
     complete = ~missing.any(-1) | substituted
     # Absent points may be anything, even not a number: keep them out of the arithmetic.
     return torch.where(complete[..., None, None], corners, 0.0), targets, complete, substituted
@@ -329,7 +335,7 @@ def _one_norm(matrices: Tensor) -> Tensor:
 
 def _scale_at_target_corners(homographies: Tensor) -> Tensor:
     """(N, 4) third homogeneous coordinate at the unit square's corners: one sign everywhere means no horizon inside."""
-    square = torch.tensor(_UNIT_SQUARE, dtype=homographies.dtype, device=homographies.device)
+    square = constant(_UNIT_SQUARE, homographies.dtype, homographies.device)
     return homographies[:, 2, :2] @ square.mT + homographies[:, 2, 2:]
 
 

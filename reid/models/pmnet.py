@@ -159,7 +159,6 @@ class PMNet(nn.Module):
         height, width = images.shape[2:]
         planes = plane_features = None
         if self.config.planes is not None and keypoints is not None:
-            # Before the backbone, as in PPT.
             planes = find_planes(keypoints, height, width, self.config.planes)
         maps = self._trunk_map(images)
         features = logits = main = partial = None

@@ -75,7 +75,6 @@ class PPT(nn.Module):
         """
         planes = plane_features = None
         if self.plane_config is not None and keypoints is not None:
-            # Before the backbone: on a GPU the few synchronising steps find an empty queue here.
             planes = find_planes(keypoints, images.shape[2], images.shape[3], self.plane_config)
         maps = self.feature_map(images)
         features, logits = self.neck(maps)

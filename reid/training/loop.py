@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -63,6 +63,11 @@ def no_wish() -> Wish:
     return Wish.NOTHING
 
 
+def no_counters() -> dict[str, int]:
+    """The counters of a run that counts nothing but what the step does."""
+    return {}
+
+
 def fit(
     step: TrainingStep,
     stream: BatchStream,
@@ -74,6 +79,7 @@ def fit(
     start: Position | None = None,
     wish: Callable[[], Wish] = no_wish,
     folder: Location | None = None,
+    counters: Callable[[], Mapping[str, int]] = no_counters,
 ) -> Iterator[IntervalResult | EpochResult]:
     """Train, one yield at a time; all workers must take the same number of results.
 
@@ -91,6 +97,7 @@ def fit(
         wish: Asked once per step on every worker. When one wants to save or stop, all finish their step, save and
             yield an `EpochResult`, and end when one wants to stop; with several workers one step later.
         folder: The run folder, for the report of an aborted run and the stacks of a hanging one.
+        counters: Totals since the beginning of the run that checkpoints keep; asked at each save, on every worker.
 
     Yields:
         `IntervalResult` every `log_every_steps`; `EpochResult` at each epoch end and each checkpoint inside an epoch.
@@ -109,7 +116,7 @@ def fit(
     )
     position = start or Position()
     with closing(WishPoll(wish)) as poll, watchdog:
-        parts = _Parts(step, stream, config, schedule, run or RunDescription(), store, folder, poll, watchdog)
+        parts = _Parts(step, stream, config, schedule, run or RunDescription(), store, folder, poll, watchdog, counters)
         stopped = False
         while position.epoch < config.epochs and not stopped:
             if position.step_in_epoch < stream.steps_in_epoch(position.epoch):
@@ -128,6 +135,7 @@ class _Parts:
     folder: Location | None
     poll: WishPoll
     watchdog: StepWatchdog
+    counters: Callable[[], Mapping[str, int]]
 
 
 def _after(position: Position, stream: BatchStream) -> Position:
@@ -237,12 +245,21 @@ def _train_one(
         _write_report(parts, position, error)
         raise
     except torch.OutOfMemoryError as error:
-        error.add_note(
-            f"at a batch of {len(batch.labels)} images of {tuple(batch.images.shape[2:])} per worker, peak "
-            f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB: lower the images per worker (more workers), raise "
-            "step.accumulate_batches, or use precision bf16"
-        )
+        error.add_note(_memory_advice(parts.step, batch))
         raise
+
+
+def _memory_advice(step: TrainingStep, batch: Batch) -> str:
+    """What needed so much memory, and the settings that lower it."""
+    height, width = batch.images.shape[2:]
+    text = (
+        f"{len(batch.labels)} images of {width}x{height} per worker in {step.precision}, peak "
+        f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB. What needs less: more workers (cluster.num_workers), "
+        "which share the batch; a smaller batch (data.plan.identities_per_batch, of a keypoint run "
+        "data.plan.batch_size), where training.step.accumulate_batches keeps the images of an update, each batch mined "
+        "by itself; smaller images (data.transform.height and .width)"
+    )
+    return text + ("; training.step.precision=auto" if step.precision == "float32" else "")
 
 
 def _write_report(parts: _Parts, position: Position, error: NonFiniteLossError) -> None:
@@ -264,8 +281,9 @@ def _commit(parts: _Parts, position: Position) -> str | None:
     if parts.store is None:
         return None
     name = trouble = None
+    counters = parts.counters()
     if rank() == 0:
-        snapshot = take_snapshot(parts.step, _after(position, parts.stream), parts.run)
+        snapshot = take_snapshot(parts.step, _after(position, parts.stream), parts.run, counters)
         try:
             name = parts.store.save(snapshot)
         except CheckpointFailedError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,8 @@ from reid.process_group import world_size
 from reid.training.optimizer_state import OptimizerState, capture_optimizer, restore_optimizer
 from reid.training.randomness import RandomState, capture_random_state, restore_random_state
 from reid.training.step import TrainingStep
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,8 +65,17 @@ class CheckpointState:
     """Number of workers that wrote it; another number may continue."""
 
 
-def take_snapshot(step: TrainingStep, position: Position, run: RunDescription) -> CheckpointState:
-    """The present state of a run; tensors are not copied, so save it before the next step."""
+def take_snapshot(
+    step: TrainingStep, position: Position, run: RunDescription, counters: Mapping[str, int] | None = None
+) -> CheckpointState:
+    """The present state of a run; tensors are not copied, so save it before the next step.
+
+    Args:
+        step: What learns.
+        position: The next batch.
+        run: What it is.
+        counters: Totals since the beginning of the run to keep, beside those of the step.
+    """
     return CheckpointState(
         position=position,
         model=step.bare_model.state_dict(),
@@ -73,7 +85,7 @@ def take_snapshot(step: TrainingStep, position: Position, run: RunDescription) -
         average=None if step.ema is None else step.ema.weights(),
         average_updates=0 if step.ema is None else step.ema.num_updates,
         scaler=None if step.scaler is None else step.scaler.state_dict(),
-        counters={"updates_skipped": step.num_skipped},
+        counters={**(counters or {}), "updates_skipped": step.num_skipped},
         learning_rates=tuple(float(group["lr"]) for group in step.optimizer.param_groups),
         world_size=world_size(),
     )
@@ -83,14 +95,17 @@ def restore_snapshot(step: TrainingStep, state: CheckpointState) -> None:
     """Put a run's state into a freshly built training step; call it last, just before `fit`.
 
     Raises:
-        ValueError: When model, optimiser, precision or average are not those of the checkpoint.
+        ValueError: When model, optimiser, precision or average are not those of the checkpoint. (`auto` may have come
+            to another precision on other hardware: a warning says so.)
     """
     _refuse_other_model(step, state)
     if (state.scaler is None) != (step.scaler is None):
-        raise ValueError(
-            f"the checkpoint was written {'without' if state.scaler is None else 'with'} an fp16 loss scaler, this run "
-            f"uses precision {step.config.precision}: set step.precision back"
-        )
+        written = f"the checkpoint was written {'without' if state.scaler is None else 'with'} an fp16 loss scaler"
+        if step.config.precision != "auto":
+            raise ValueError(
+                f"{written}, this run uses precision {step.config.precision}: set training.step.precision back"
+            )
+        logger.warning("%s, on other hardware: training goes on in %s", written, step.precision)
     if (state.average is None) != (step.ema is None):
         raise ValueError(
             f"the checkpoint was written {'without' if state.average is None else 'with'} a moving average of the "

@@ -24,9 +24,10 @@ class StepConfig(Settings):
 
     precision: Literal["auto", "bf16", "fp16", "float32"] = "auto"
     """Autocast type of the network; weights, losses and the optimiser stay float32. fp16 scales the loss. auto: bf16
-    where the hardware computes in it, else float32."""
+    where the hardware computes in it, else fp16 on GPUs (V100, T4 and others of their age) and float32 elsewhere."""
     channels_last: bool = True
-    """Memory layout of images and convolution weights; same numbers, faster."""
+    """Memory layout of images, convolution weights and what is computed of them; same numbers, faster. False: plain
+    contiguous."""
     accumulate_batches: int = Field(default=1, ge=1)
     """Batches per update. Each batch is mined by itself; the last group of an epoch may be smaller."""
     clip_gradient_norm: float | None = Field(default=None, gt=0)
@@ -97,12 +98,29 @@ def resolve_precision(config: StepConfig, device: torch.device) -> Literal["bf16
         has_fp16 = bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
     match config.precision:
         case "auto":
-            return "bf16" if has_bf16 else "float32"
+            if has_bf16:
+                return "bf16"
+            return "fp16" if device.type == "cuda" else "float32"
         case "bf16" if not has_bf16:
             raise ValueError(f"step.precision bf16: this {device.type} has no bf16 arithmetic; set auto or float32")
         case "fp16" if not has_fp16:
             raise ValueError(f"step.precision fp16: this {device.type} has no fp16 arithmetic; set auto or float32")
         case precision:
+            return precision
+
+
+def describe_precision(config: StepConfig, device_type: str) -> str:
+    """The autocast type of a run, as far as it can be told without its devices.
+
+    >>> describe_precision(StepConfig(), "cuda")
+    'bf16 (fp16 on GPUs without it)'
+    """
+    match config.precision, device_type:
+        case "auto", "cuda":
+            return "bf16 (fp16 on GPUs without it)"
+        case "auto", _:
+            return "bf16 (float32 on processors without it)"
+        case precision, _:
             return precision
 
 
@@ -140,7 +158,7 @@ class TrainingStep:
     """Model, objective, optimiser, loss scaler and moving average of a run, and the step that moves them.
 
     Nothing here waits for the accelerator except where the optimiser cannot skip by itself (no fused kernel) and once
-    in `max_consecutive_nonfinite` updates.
+    in `max_consecutive_nonfinite` updates. PPT's network and loss do not either.
 
     A step with a non-finite loss or gradient on any worker is skipped on all of them, weights, moments, batch-norm
     statistics and all. No message is exchanged for that: a worker whose loss is not finite multiplies it by NaN, the
@@ -189,6 +207,7 @@ class TrainingStep:
         self.scaler = torch.amp.GradScaler(self.device.type) if self.precision == "fp16" else None
         self.ema = None if config.ema_decay is None else MovingAverage(self.bare_model, config.ema_decay)
         self._autocast_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": None}[self.precision]
+        self._memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self._skips_by_itself = bool(getattr(optimizer, "_step_supports_amp_scaling", False))
         self._buffers = [buffer for buffer in self.bare_model.buffers() if buffer.is_floating_point()]
         self._good_buffers = self._flat_buffers()
@@ -223,7 +242,7 @@ class TrainingStep:
         Raises:
             NonFiniteLossError: On all workers at the same step, when too many updates in a row had to be skipped.
         """
-        batch = batch.to(self.device, non_blocking=True)
+        batch = batch.to(self.device, non_blocking=True, memory_format=self._memory_format)
         with self._gradients_stay_local(closes_group):
             with torch.autocast(self.device.type, self._autocast_dtype, enabled=self._autocast_dtype is not None):
                 output = self.model(*self.inputs(batch))
@@ -331,7 +350,8 @@ class TrainingStep:
             return
         raise NonFiniteLossError(
             f"{reason}; weights are those of the last good step. Lower the learning rate, lengthen the warm-up or use "
-            "precision bf16; the report lists the batches",
+            f"{'bf16 or ' if self.precision == 'fp16' else ''}float32 (training.step.precision); the report lists the "
+            "batches",
             self._report(reason),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,14 @@ def test_a_folder_that_refuses_to_be_written_does_not_hide_how_the_run_ended(
     with follower_of(experiment):
         pass
     assert "metrics.jsonl" in caplog.text
+
+
+def test_what_workers_say_keeps_its_level(experiment: Experiment, caplog: pytest.LogCaptureFixture) -> None:
+    log = MetricsLog(open_run(experiment).location)
+    log.append("message", {"step": 10, "text": "computing in fp16 on a T4", "level": "INFO"})
+    log.append("message", {"step": 10, "text": "an image is unreadable", "level": "WARNING"})
+    with caplog.at_level(logging.INFO), follower_of(experiment) as follower:
+        follower._show_new_rows()
+    said = {record.getMessage(): record.levelname for record in caplog.records}
+    assert said["worker: computing in fp16 on a T4"] == "INFO"
+    assert said["worker: an image is unreadable"] == "WARNING"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import resource
 import socket
 import urllib.request
 from pathlib import Path
@@ -10,6 +12,7 @@ import pyarrow.fs
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import cluster.metrics
 from cluster.metrics import DriverMetrics, TensorBoardLog
 from reid.config import MetricsConfig
 from reid.storage import Location, open_location
@@ -45,12 +48,32 @@ def test_the_driver_publishes_progress_and_evaluation(free_port: int) -> None:
         page(free_port)
 
 
-def test_a_port_in_use_never_stops_a_run(free_port: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_next_free_port_is_taken_and_said(free_port: int, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", free_port))
+        taken.listen()
+        metrics = DriverMetrics(MetricsConfig(prometheus_port=free_port), "run")
+        try:
+            metrics.epoch(2)
+            said = re.search(r"endpoint: http://127\.0\.0\.1:(\d+)/metrics \(port (\d+) is in use\)", caplog.text)
+            assert said is not None
+            assert int(said[2]) == free_port < int(said[1])
+            assert 'reid_epoch{run="run"} 2.0' in page(int(said[1]))
+        finally:
+            metrics.close()
+
+
+def test_an_endpoint_that_cannot_be_had_never_stops_a_run(
+    free_port: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster.metrics, "PORTS_TO_TRY", 1)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", free_port))
         taken.listen()
         DriverMetrics(MetricsConfig(prometheus_port=free_port), "run").close()
     assert f"no Prometheus endpoint on port {free_port}" in caplog.text
+    DriverMetrics(MetricsConfig(prometheus_port=free_port, prometheus_host="192.0.2.1"), "run").close()
+    assert "Cannot assign requested address" in caplog.text
 
 
 def test_no_port_means_no_endpoint(free_port: int) -> None:
@@ -88,3 +111,35 @@ def test_tensorboard_can_be_switched_off(tmp_path: Path) -> None:
     log.flush()
     log.close()
     assert not (tmp_path / "none").exists()
+
+
+def test_figures_wait_until_tensorboard_events_can_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "events").write_text("in the way")
+    log = TensorBoardLog(MetricsConfig(), open_location(tmp_path / "events"))
+    for step in (10, 20):
+        log.add({"loss": 2.5}, step, "train")
+        log.flush()
+    assert log.failed == 2
+    assert caplog.text.count("TensorBoard events could not be written") == 1
+    (tmp_path / "events").unlink()
+    log.add({"loss": 1.5}, 30, "train")
+    log.close()
+    assert scalars(tmp_path / "events", "train/loss") == [(10, 2.5), (20, 2.5), (30, 1.5)]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_disk_that_fills_up_costs_no_figures(tmp_path: Path) -> None:
+    log = TensorBoardLog(MetricsConfig(), open_location(tmp_path))
+    log.add({"loss": 3.5}, 10, "train")
+    log.flush()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (next(tmp_path.iterdir()).stat().st_size + 10, before[1]))
+    try:
+        log.add({"loss": 2.5}, 20, "train")
+        log.flush()
+        assert log.failed == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    log.add({"loss": 1.5}, 30, "train")
+    log.close()
+    assert scalars(tmp_path, "train/loss") == [(10, 3.5), (20, 2.5), (30, 1.5)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -201,12 +202,21 @@ def test_strange_rates_are_named() -> None:
 
 
 def test_where_a_network_runs() -> None:
-    assert resolve_run(NetworkRunConfig(), has_gpus=True) == NetworkRun(device="cuda", precision="bf16", batch_size=32)
-    assert resolve_run(NetworkRunConfig(precision="float32"), has_gpus=True).precision == "float32"
-    here = resolve_run(NetworkRunConfig(device="cpu", precision="float32"), has_gpus=True)
+    def old() -> bool:
+        return False
+
+    def new() -> bool:
+        return True
+
+    on_gpu = NetworkRun(device="cuda", precision="bf16", batch_size=32)
+    assert resolve_run(NetworkRunConfig(), gpus_have_bf16=new) == on_gpu
+    assert resolve_run(NetworkRunConfig(), gpus_have_bf16=old) == replace(on_gpu, precision="float32")
+    assert resolve_run(NetworkRunConfig(precision="bf16"), gpus_have_bf16=old) == on_gpu
+    assert resolve_run(NetworkRunConfig(precision="float32"), gpus_have_bf16=new).precision == "float32"
+    here = resolve_run(NetworkRunConfig(device="cpu", precision="float32"), gpus_have_bf16=new)
     assert (here.device, here.precision) == ("cpu", "float32")
     with pytest.raises(ValueError, match="there is no GPU"):
-        resolve_run(NetworkRunConfig(device="cuda"), has_gpus=False)
+        resolve_run(NetworkRunConfig(device="cuda"), gpus_have_bf16=None)
 
 
 def test_the_job_adds_keypoints_draws_them_and_tells_its_ends_apart(

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow.fs
 import pytest
 
+from reid.build import metrics_log
 from reid.build.metrics_log import MetricsLog, read_metrics, write_merged_metrics
 from reid.storage import Location, open_location
 
@@ -84,3 +88,83 @@ def test_figures_keep_six_digits(tmp_path: Path, value: float) -> None:
     location = open_location(tmp_path / "run")
     MetricsLog(location).append("epoch", {"step": 1, "x": value})
     assert read_metrics(location)[0]["x"] == pytest.approx(value, rel=1e-5)
+
+
+@contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """No file of this process grows beyond `size` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_rows_wait_for_a_full_disk_and_are_then_written_in_order(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = MetricsLog(open_location(tmp_path / "run"))
+    log.append("interval", {"step": 1})
+    (file,) = (tmp_path / "run" / "metrics").iterdir()
+    with full_disk(file.stat().st_size + 10):  # the next line is cut after ten bytes
+        log.append("interval", {"step": 2})
+        log.append("epoch", {"step": 2})
+        assert log.failed == 2
+        assert caplog.text.count("could not be written") == 1
+    log.append("interval", {"step": 3})
+    assert [(row["step"], row["kind"]) for row in read_metrics(open_location(tmp_path / "run"))] == [
+        (1, "interval"), (2, "epoch"), (2, "interval"), (3, "interval"),
+    ]  # fmt: skip
+    whole = [json.loads(line)["step"] for line in file.read_text().splitlines() if line.endswith("}")]
+    assert whole == [1, 2, 2, 3]
+    assert "metrics are written again: 3 row(s) had waited, 0 were lost" in caplog.text
+    assert log.failed == 2
+
+
+def test_rows_wait_for_an_object_store(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics").write_text("in the way")
+    log = MetricsLog(remote(tmp_path))
+    log.append("interval", {"step": 1})
+    log.append("interval", {"step": 2})
+    assert log.failed == 2
+    (tmp_path / "run" / "metrics").unlink()
+    (tmp_path / "run" / "metrics").mkdir()
+    log.append("interval", {"step": 3})
+    assert [row["step"] for row in read_metrics(remote(tmp_path))] == [1, 2, 3]
+
+
+def test_the_oldest_rows_give_way_when_too_many_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics_log, "ROWS_THAT_WAIT", 2)
+    (tmp_path / "run").write_text("in the way")
+    log = MetricsLog(open_location(tmp_path / "run"))
+    for step in range(4):
+        log.append("interval", {"step": step})
+    assert log.lost == 2
+    (tmp_path / "run").unlink()
+    log.append("interval", {"step": 4})
+    assert [row["step"] for row in read_metrics(open_location(tmp_path / "run"))] == [3, 4]
+    assert log.lost == 3
+
+
+def test_a_warning_that_writing_causes_becomes_a_row_after_it(tmp_path: Path) -> None:
+    """The workers' warnings are rows themselves: of a failing write they must not begin another one."""
+    (tmp_path / "run").write_text("in the way")
+    log = MetricsLog(open_location(tmp_path / "run"))
+
+    class Rows(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            log.append("message", {"step": 0, "text": record.getMessage()})
+
+    handler = Rows(logging.WARNING)
+    logging.getLogger("reid").addHandler(handler)
+    try:
+        log.append("interval", {"step": 1})
+        assert log.failed == 1
+        (tmp_path / "run").unlink()
+        log.append("interval", {"step": 2})
+    finally:
+        logging.getLogger("reid").removeHandler(handler)
+    kinds = [row["kind"] for row in read_metrics(open_location(tmp_path / "run"))]
+    assert kinds == ["message", "message", "interval", "interval"]

@@ -30,7 +30,7 @@ def test_the_plan_is_written_as_equations(shards: Path) -> None:
     with open_data(experiment) as opened:
         text = describe_plan(experiment, opened, device="cpu", resumed_from=None)
     assert "six: 18 images of 6 vehicles to train on" in text
-    assert "18 = 6 identities x 3 images = 2 worker(s) x 9 images of 256x256 on cpu" in text
+    assert "18 = 6 identities x 3 images = 2 worker(s) x 9 images of 256x256 on cpu, bf16 (float32 on" in text
     assert "18 slots = 1 steps x 18 for 18 images" in text
     assert "100 steps = 1 x 100 epochs" in text
     assert "3.5e-05 -> 0.00035 over 10 epochs, then 3.5e-05 from epoch 41, 3.5e-06 from epoch 71" in text

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from reid.models.attention import AttentionConfig, trilinear_attention
+from reid.models.attention import IMAGES_AT_A_TIME, AttentionConfig, trilinear_attention
 from tests.reference import attention as reference
 
 SCALED, LITERAL = AttentionConfig(), AttentionConfig(scaled=False)
@@ -83,3 +86,22 @@ def test_maps_in_channels_last_give_the_same() -> None:
     expected = trilinear_attention(features, SCALED)
     actual = trilinear_attention(features.to(memory_format=torch.channels_last), SCALED)
     torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("num_images", [1, IMAGES_AT_A_TIME, 2 * IMAGES_AT_A_TIME + 1])
+def test_maps_of_an_image_do_not_depend_on_the_others_and_products_of_few_exist_at_a_time(num_images: int) -> None:
+    class Watch(TorchDispatchMode):
+        largest = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor) and result.shape[-2:] == (64, 64):
+                self.largest = max(self.largest, result.shape[0])
+            return result
+
+    features = _features(num_images, 64, 3, 5, dtype=torch.float32)
+    expected = torch.cat([trilinear_attention(image[None], SCALED) for image in features])
+    with Watch() as watch:
+        actual = trilinear_attention(features, SCALED)
+    assert torch.equal(actual, expected)
+    assert watch.largest == min(num_images, IMAGES_AT_A_TIME)

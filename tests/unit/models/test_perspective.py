@@ -15,6 +15,7 @@ from reid.keypoints import PLANE_NAMES, VERI_PLANE_RATES, VERI_SUBSTITUTION_GAIN
 from reid.models.perspective import (
     PlaneConfig,
     Planes,
+    average_planes,
     find_planes,
     fold_weights,
     sampling_grid,
@@ -120,6 +121,21 @@ def test_gradients_of_warp_and_fold_are_right_and_nothing_flows_through_invisibl
     assert maps.grad is not None
     assert maps.grad[0].abs().sum() == pytest.approx(2.0)  # weights sum to 1 in each of 2 channels
     assert (maps.grad[1] == 0).all()
+
+
+def test_invisible_planes_weigh_nothing_whatever_their_homographies_are() -> None:
+    planes = _planes(_quadrilaterals(3, 32.0, seed=5))
+    planes.visible[1:] = False
+    planes.homographies[1, FRONT] = torch.nan
+    planes.homographies[2, FRONT] = 0.0
+    maps = torch.randn(3, 2, 4, 4, requires_grad=True)
+    averages = average_planes(maps, planes, 32, 32, PlaneConfig(grid=3))
+    averages.square().sum().backward()
+    assert maps.grad is not None
+    assert maps.grad.isfinite().all()
+    assert (maps.grad[0] != 0).any()
+    assert (averages[1:] == 0).all()
+    assert (maps.grad[1:] == 0).all()
 
 
 def test_homographies_agree_with_opencv() -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from reid.losses.ppt import PPTLossConfig, ppt_loss
 from reid.models.backbone import BackboneConfig
 from reid.models.perspective import PlaneConfig, average_planes, find_planes, warp_planes
 from reid.models.ppt import PPT, PPTConfig
@@ -113,3 +117,55 @@ def test_bfloat16_plane_features_are_close_to_float32() -> None:
     assert actual.dtype == torch.bfloat16
     similarity = torch.cosine_similarity(actual.double(), expected, dim=-1)[planes.visible]
     assert similarity.min() > 0.9999
+
+
+class HostIsFree(TorchDispatchMode):
+    """Notes the operations for which the host of an accelerator would have to wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        waits = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags)
+        if func in (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default, torch.ops.aten.index_put.default):
+            waits = {index for index in args[1] if index is not None and index.dtype in (torch.bool, torch.uint8)}
+        # lift_fresh is what `torch.tensor` does with numbers of the host.
+        if waits or func is torch.ops.aten.lift_fresh.default:
+            self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_watch_sees_what_a_host_waits_for() -> None:
+    numbers = torch.tensor([1.0, 0.0])
+    with HostIsFree() as host:
+        numbers.nonzero()
+        numbers[numbers > 0]
+        numbers[numbers > 0] = numbers[:1]
+        bool(numbers.sum() > 0)
+        numbers.masked_select(numbers > 0)
+        torch.tensor([1.0])
+    assert len(host.seen) == 6, host.seen
+
+
+def test_a_step_of_ppt_never_waits_for_the_accelerator() -> None:
+    model, (images, keypoints) = _model(), _batch()
+    labels = torch.tensor([0, 0, 1, 1])
+
+    def step() -> torch.Tensor:
+        output = model(images, keypoints)
+        assert output.plane_visible is not None
+        total = ppt_loss(output, labels, PPTLossConfig()).total
+        total.backward()
+        return output.plane_visible
+
+    assert step().any()  # the first step copies the constants
+    with HostIsFree() as host:
+        step()
+    assert host.seen == []
+
+
+def test_ppt_has_the_same_shapes_for_any_keypoints() -> None:
+    """On the meta device there are no values: what asks for one raises."""
+    output = _model().to("meta")(torch.empty(4, 3, 64, 96, device="meta"), torch.empty(4, 20, 3, device="meta"))
+    assert output.plane_features.shape == (4, 4, 512)

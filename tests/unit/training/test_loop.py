@@ -250,3 +250,20 @@ def test_interrupting_the_iteration_closes_the_stream() -> None:
     iterator.close()  # type: ignore[attr-defined]
     assert closed == [0]
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.usefixtures("low_precision_hardware")
+def test_out_of_memory_names_settings_that_lower_it(precision: Any) -> None:
+    def too_large(logits: Tensor, labels: Tensor, epoch: int) -> LossTerms:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    step = build_step(StepConfig(precision=precision), objective=too_large)
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        next(iter(fit(step, PlannedStream(), config=_config(), schedule=SCHEDULE)))
+    (note,) = caught.value.__notes__
+    assert f"8 images of 12x12 per worker in {precision}, peak 0.0 GiB" in note
+    for key in ("cluster.num_workers", "data.plan.identities_per_batch", "training.step.accumulate_batches"):
+        assert key in note
+    assert "data.transform.height" in note
+    assert ("training.step.precision=auto" in note) == (precision == "float32")

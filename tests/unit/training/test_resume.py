@@ -15,7 +15,7 @@ from reid.training.loop import LoopConfig, fit
 from reid.training.optim import OptimizerConfig
 from reid.training.randomness import seed_everything
 from reid.training.schedule import ScheduleConfig
-from reid.training.snapshot import restore_snapshot
+from reid.training.snapshot import Position, RunDescription, restore_snapshot, take_snapshot
 from reid.training.step import StepConfig
 from reid.training.workers import Wish
 from tests.unit.training.small_run import PlannedStream, build_step, differing, everything
@@ -125,6 +125,29 @@ def test_another_precision_or_average_is_refused(tmp_path: Path) -> None:
         restore_snapshot(build_step(StepConfig(precision="bf16", ema_decay=0.9)), state)
     with pytest.raises(ValueError, match=r"with a moving average of the weights, this run has ema_decay None"):
         restore_snapshot(build_step(StepConfig(precision="fp16")), state)
+
+
+@pytest.mark.usefixtures("no_low_precision_hardware")
+def test_auto_goes_on_where_the_hardware_asks_for_another_precision(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    step = build_step(StepConfig())
+    step.scaler = torch.amp.GradScaler("cpu")
+    state = take_snapshot(step, Position(), RunDescription())
+    resumed = build_step(StepConfig())
+    restore_snapshot(resumed, state)
+    assert resumed.scaler is None
+    assert "with an fp16 loss scaler, on other hardware: training goes on in float32" in caplog.text
+
+
+def test_counters_of_the_run_are_in_its_checkpoints(tmp_path: Path) -> None:
+    store = CheckpointStore(open_location(tmp_path))
+    counters = {"samples_skipped/image_truncated": 3, "checkpoints_failed": 1}
+    results = fit(
+        build_step(), PlannedStream(steps=1), config=_loop(), schedule=SCHEDULE, store=store, counters=lambda: counters
+    )
+    assert [result for result in results if isinstance(result, EpochResult)]
+    assert store.load(store.newest() or "").counters == {**counters, "updates_skipped": 0}
 
 
 def test_another_model_is_refused_with_the_differing_tensors(tmp_path: Path) -> None:

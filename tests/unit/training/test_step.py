@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,14 @@ from torch import Tensor, nn
 
 from reid.contracts import Batch, LossTerms
 from reid.training.optim import OptimizerConfig
-from reid.training.step import NonFiniteLossError, StepConfig, TrainingStep, prepare_model, resolve_precision
+from reid.training.step import (
+    NonFiniteLossError,
+    StepConfig,
+    TrainingStep,
+    describe_precision,
+    prepare_model,
+    resolve_precision,
+)
 from tests.unit.training.small_run import PlannedStream, SmallNet, build_step, differing, everything, identity_loss
 
 SGD = OptimizerConfig(name="sgd", learning_rate=0.1)
@@ -200,6 +208,33 @@ def test_a_precision_that_could_only_be_emulated_is_refused_and_auto_avoids_it()
     for kind in ("bf16", "fp16"):
         with pytest.raises(ValueError, match=f"this cpu has no {kind} arithmetic; set auto or float32"):
             resolve_precision(StepConfig.model_validate({"precision": kind}), cpu)
+
+
+@pytest.mark.parametrize(("has_bf16", "expected"), [(True, "bf16"), (False, "fp16")])
+def test_auto_takes_fp16_on_gpus_without_bf16(monkeypatch: pytest.MonkeyPatch, has_bf16: bool, expected: str) -> None:
+    def is_supported(*, including_emulation: bool) -> bool:
+        return has_bf16 or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_supported)
+    assert resolve_precision(StepConfig(), torch.device("cuda", 0)) == expected
+    assert resolve_precision(StepConfig(precision="float32"), torch.device("cuda", 0)) == "float32"
+
+
+def test_the_precision_is_described_without_the_devices() -> None:
+    assert describe_precision(StepConfig(), "cuda") == "bf16 (fp16 on GPUs without it)"
+    assert describe_precision(StepConfig(), "cpu") == "bf16 (float32 on processors without it)"
+    assert describe_precision(StepConfig(precision="fp16"), "cuda") == "fp16"
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_activations_have_the_memory_layout_of_the_setting(channels_last: bool) -> None:
+    step = build_step(StepConfig(precision="float32", channels_last=channels_last))
+    seen: list[torch.Tensor] = []
+    step.bare_model.get_submodule("first").register_forward_hook(lambda module, inputs, output: seen.append(output))
+    batch = PlannedStream().batch(0, 0)
+    step.train_batch(replace(batch, images=batch.images.contiguous(memory_format=torch.channels_last)))
+    assert seen[0].is_contiguous(memory_format=torch.channels_last) == channels_last
+    assert seen[0].is_contiguous() != channels_last
 
 
 @pytest.mark.usefixtures("low_precision_hardware")
