@@ -35,6 +35,7 @@ from reid.build.training import describe_run
 from reid.config import AnyExperiment, KeypointExperiment, SomeExperiment, with_overrides
 from reid.data.plan import lanes_of_worker
 from reid.training.checkpoint import CheckpointStore
+from reid.training.checkpoint_hold import held
 from reid.training.continuation import refuse_other_run
 from reid.training.run_lock import RunLock
 
@@ -219,11 +220,8 @@ def evaluate_run(experiment: AnyExperiment) -> Result:
         if name is None:
             raise ValueError(f"--eval-only: {folder.checkpoints.uri} holds no sound checkpoint; train first")
         refuse_other_run(name, store.load_run(name), describe_run(experiment, shards.manifest.hash))
-        store.pin(name, "eval-only", experiment.cluster.evaluation_timeout_seconds)
-        try:
+        with held(folder.checkpoints.child(name), "eval-only"):
             evaluation = evaluate_checkpoint(experiment, folder.checkpoints.child(name).uri)
-        finally:
-            store.unpin(name, "eval-only")
         folder.write_evaluation(name, evaluation.to_json())
         page = write_run_report(experiment, folder, shards)
     logger.info("\n%s\n", print_results([evaluation.result]))

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reid.build.checkpoints import TrainedRun, load_trained_run
+from reid.build.checkpoints import EvaluatedCheckpoint, TrainedRun, load_trained_run
 from reid.build.data import evaluation_parts, open_data, open_eval_stream
 from reid.build.results import Result
 from reid.build.training import ReidModel, build_model
@@ -118,7 +118,7 @@ def evaluation_trials(experiment: ReidExperiment, shards: ShardSet) -> list[Tria
 
 def conclude(
     experiment: ReidExperiment,
-    trained: TrainedModel,
+    trained: EvaluatedCheckpoint,
     shards: ShardSet,
     trials: Sequence[Trial],
     ranks: Sequence[TrialRanks],
