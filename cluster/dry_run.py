@@ -70,9 +70,9 @@ def dry_run(experiment: AnyExperiment) -> None:
     folder = open_run(experiment)
     with open_data(experiment) as shards, ray_connection():
         images = len(_rows_to_evaluate(experiment, shards))
-        check_training_resources(experiment.cluster)
-        check_evaluation_resources(experiment.cluster)
         device = resolve_device(experiment.cluster)
+        check_training_resources(experiment.cluster, device)
+        check_evaluation_resources(experiment.cluster)
         logger.info("%s", describe_plan(experiment, shards, device=device, resumed_from=None))
         probe = folder.location.child(".dry-run")
         write_bytes_atomic(probe, b"writable")
