@@ -88,7 +88,10 @@ def _failures_in_words() -> Iterator[None]:
     except GetTimeoutError:
         raise
     except RayTaskError as error:
-        raise EvaluationFailed(str(error.cause).strip() or type(error.cause).__name__) from error
+        cause = error.cause
+        while isinstance(cause, RayTaskError):  # of a worker, by way of the coordinator
+            cause = cause.cause
+        raise EvaluationFailed(str(cause).strip() or type(cause).__name__) from error
     except (RayError, TimeoutError) as error:
         raise EvaluationFailed(str(error).strip().splitlines()[0]) from error
 
@@ -225,7 +228,7 @@ def _embed(
 ) -> Embeddings:
     experiment = experiment_of(experiment_json)
     assert not isinstance(experiment, KeypointExperiment), "the coordinator told them apart"
-    device = _prepare_worker(experiment)
+    device = prepare_worker(experiment)
     with open_data(experiment, verify="sizes") as shards:
         trained = load_trained_model(open_location(checkpoint), device)
         return embed_rows(experiment, trained, shards, rows, device, occlusion)
@@ -233,12 +236,12 @@ def _embed(
 
 def _predict(experiment_json: dict[str, Any], checkpoint: str, rows: NDArray[np.int64]) -> PredictedPeaks:
     experiment = KeypointExperiment.model_validate(experiment_json)
-    device = _prepare_worker(experiment)
+    device = prepare_worker(experiment)
     with open_data(experiment, verify="sizes") as shards:
         return predict_rows(experiment, load_trained_detector(open_location(checkpoint), device), shards, rows, device)
 
 
-def _prepare_worker(experiment: AnyExperiment) -> torch.device:
+def prepare_worker(experiment: AnyExperiment) -> torch.device:
     """The device of an evaluation worker, its threads set."""
     torch.set_num_threads(threads_for(experiment.cluster.cpus_per_evaluation_worker))
     return torch.device("cuda" if experiment.cluster.gpus_per_evaluation_worker else "cpu")

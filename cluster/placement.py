@@ -96,12 +96,23 @@ def about_evaluation(nodes: Nodes, cluster: ClusterConfig, device: str) -> str |
         )
     if on_gpus and not gpus:
         return (
-            f"training is on GPUs, evaluation on {max(1, math.floor(cpus))} CPU thread(s) of each of"
+            f"training is on GPUs, evaluation on {describe_evaluation_worker(cluster)} of each of"
             f" {cluster.evaluation_workers} worker(s), which may take hours: give it more"
             " (cluster.evaluation_workers, cluster.cpus_per_evaluation_worker), or a GPU that does not train"
             " (cluster.gpus_per_evaluation_worker, a fraction lets several workers share one)"
         )
     return None
+
+
+def describe_evaluation_worker(cluster: ClusterConfig) -> str:
+    """What an evaluation worker embeds with.
+
+    >>> describe_evaluation_worker(ClusterConfig(cpus_per_evaluation_worker=2.5))
+    '2 CPU thread(s)'
+    """
+    if cluster.gpus_per_evaluation_worker:
+        return f"{cluster.gpus_per_evaluation_worker:g} GPU(s)"
+    return f"{max(1, math.floor(cluster.cpus_per_evaluation_worker))} CPU thread(s)"
 
 
 def _fits_beside_training(nodes: Nodes, cluster: ClusterConfig, device: str, cpus: float, gpus: float) -> bool:

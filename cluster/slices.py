@@ -5,6 +5,7 @@ Each task says when it begins to run, so that waiting until training leaves a CP
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -52,10 +53,13 @@ class Allowance:
                 ray.cancel(one, force=True)
         return results
 
+    def _timeout(self) -> float | None:
+        return None if math.isinf(self._left) else max(0.0, self._left)
+
     def _next(self, slices: list[Slice], *, counts: bool) -> Slice:
         """A task that has something to say; `counts`: the wait for it is taken off the allowance."""
         since = time.monotonic()
-        ready, _ = ray.wait(slices, num_returns=1, timeout=max(0.0, self._left) if counts else None)
+        ready, _ = ray.wait(slices, num_returns=1, timeout=self._timeout() if counts else None)
         if counts:
             self._left -= time.monotonic() - since
         if not ready:

@@ -98,7 +98,7 @@ def train(
             check_evaluation(experiment, shards)
         lock = stack.enter_context(RunLock(folder.location))
         stack.enter_context(ray_connection())
-        newest = _check_resume(experiment, folder, shards.manifest.hash, resume, resume_anyway)
+        newest = check_resume(experiment, folder, shards.manifest.hash, resume, resume_anyway)
         device = resolve_device(experiment.cluster)
         check_training_resources(experiment.cluster, device)
         check_evaluation_resources(experiment.cluster)
@@ -251,7 +251,7 @@ def _report(experiment: AnyExperiment, folder: RunFolder, shards: ShardSet, resu
     return page
 
 
-def _check_resume(
+def check_resume(
     experiment: AnyExperiment, folder: RunFolder, data_hash: str, resume: Resume, resume_anyway: bool
 ) -> str | None:
     """Name of the checkpoint that the run continues at; refuses what `resume` does not allow or does not fit."""
