@@ -83,14 +83,34 @@ def check_output_file(option: str, path: Path | None) -> None:
 
 def _run(arguments: argparse.Namespace, kind: type[AnyExperiment]) -> None:
     experiment = load_experiment(arguments.config, arguments.overrides, kind)
+    resume = Resume(arguments.resume or Resume.AUTO)
+    _refuse_idle_options(arguments)
     if arguments.print_config:
         sys.stdout.write(to_yaml(experiment))
     elif arguments.dry_run:
-        dry_run(experiment)
+        dry_run(experiment, resume, resume_anyway=arguments.resume_anyway)
     elif arguments.eval_only:
         evaluate_run(experiment)
     else:
-        train(experiment, Resume(arguments.resume), resume_anyway=arguments.resume_anyway)
+        train(experiment, resume, resume_anyway=arguments.resume_anyway)
+
+
+def _refuse_idle_options(arguments: argparse.Namespace) -> None:
+    """ValueError for options that would do nothing."""
+    modes = {
+        "--print-config": arguments.print_config,
+        "--dry-run": arguments.dry_run,
+        "--eval-only": arguments.eval_only,
+    }
+    asked = [mode for mode, given in modes.items() if given]
+    if len(asked) > 1:
+        raise ValueError(f"{asked[0]} and {asked[1]} are two different things to do: give one of them")
+    resumes = {"--resume": arguments.resume is not None, "--resume-anyway": arguments.resume_anyway}
+    idle = [option for option, given in resumes.items() if given]
+    if idle and asked and asked != ["--dry-run"]:
+        raise ValueError(f"{idle[0]} does nothing with {asked[0]}, which continues no run: remove it")
+    if arguments.resume_anyway and arguments.resume == Resume.NEVER:
+        raise ValueError("--resume-anyway does nothing with --resume never, which continues no run: remove one of them")
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
@@ -108,15 +128,15 @@ def _parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="check configuration, data, weights, storage and resources, try two steps and an evaluation,"
-        " estimate time and memory",
+        help="check configuration, data, weights, checkpoints, storage and resources, try two steps and an evaluation,"
+        " estimate time and memory; takes the same --resume as the run",
     )
     parser.add_argument("--eval-only", action="store_true", help="evaluate the newest checkpoint of the run and stop")
     parser.add_argument(
         "--resume",
         choices=[mode.value for mode in Resume],
-        default=Resume.AUTO.value,
-        help="auto: continue when the run has a checkpoint; never: refuse if it has one; must: refuse if it has none",
+        help="auto (default): continue when the run has a checkpoint; never: refuse if it has one; must: refuse if it"
+        " has none",
     )
     parser.add_argument(
         "--resume-anyway",

@@ -1,14 +1,18 @@
 """`--dry-run`: everything that could stop a run, tried before it costs anything.
 
 Configuration, data, weights and storage are checked here; then one worker's share of two steps and a small evaluation
-run as a Ray task with a training worker's resources, and what they took is the estimate of the whole.
+run as Ray tasks with the resources of a training and of an evaluation worker, and what they took is the estimate of the
+whole.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import resource
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +20,11 @@ import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
-from ray.exceptions import RayTaskError
+from ray.exceptions import OutOfMemoryError, RayTaskError, WorkerCrashedError
 from torch import nn
 
+from cluster.evaluation import prepare_worker
+from cluster.placement import describe_evaluation_worker
 from cluster.resources import (
     check_evaluation_resources,
     check_training_resources,
@@ -26,7 +32,8 @@ from cluster.resources import (
     resolve_device,
     threads_for,
 )
-from cluster.trainer import with_absolute_addresses
+from cluster.slices import Allowance, start_slice
+from cluster.trainer import Resume, check_resume, with_absolute_addresses
 from reid.build.data import open_data, open_eval_stream, open_train_stream
 from reid.build.evaluation import evaluation_trials
 from reid.build.keypoint_evaluation import evaluation_rows, raw_sizes
@@ -41,6 +48,7 @@ from reid.evaluation.extract import extract_features
 from reid.evaluation.keypoint_prediction import predict_peaks
 from reid.evaluation.protocols import rows_of_trials
 from reid.storage import delete_tree, write_bytes_atomic
+from reid.training.run_lock import RunLock
 
 logger = logging.getLogger(__name__)
 
@@ -50,16 +58,20 @@ EVALUATION_IMAGES = 64
 
 @dataclass(frozen=True)
 class Trial:
-    """What one worker's trial took."""
+    """What one training worker's trial took."""
 
     step_seconds: float
-    images_per_second_evaluated: float
     memory_gigabytes: float
     loss: float
 
 
-def dry_run(experiment: AnyExperiment) -> None:
+def dry_run(experiment: AnyExperiment, resume: Resume = Resume.AUTO, *, resume_anyway: bool = False) -> None:
     """Runs all checks and prints the plan with estimates.
+
+    Args:
+        experiment: The run.
+        resume: As the run itself will be given it.
+        resume_anyway: As the run itself will be given it.
 
     Raises:
         DataError: The shards cannot be used.
@@ -68,47 +80,86 @@ def dry_run(experiment: AnyExperiment) -> None:
     experiment = with_absolute_addresses(experiment)
     lanes_of_worker(experiment.data.plan, 0, experiment.cluster.num_workers)  # refuses a batch that cannot be shared
     folder = open_run(experiment)
-    with open_data(experiment) as shards, ray_connection():
+    with ExitStack() as stack:
+        shards = stack.enter_context(open_data(experiment))
         images = len(_rows_to_evaluate(experiment, shards))
-        check_training_resources(experiment.cluster)
-        check_evaluation_resources(experiment.cluster)
+        stack.enter_context(RunLock(folder.location))
+        newest = check_resume(experiment, folder, shards.manifest.hash, resume, resume_anyway)
+        stack.enter_context(ray_connection())
         device = resolve_device(experiment.cluster)
-        logger.info("%s", describe_plan(experiment, shards, device=device, resumed_from=None))
+        check_training_resources(experiment.cluster, device)
+        check_evaluation_resources(experiment.cluster)
+        logger.info("%s", describe_plan(experiment, shards, device=device, resumed_from=newest))
         probe = folder.location.child(".dry-run")
         write_bytes_atomic(probe, b"writable")
         delete_tree(probe)
         logger.info("storage: %s can be written", folder.location.uri)
         logger.info("trying %d steps and an evaluation of %d images ...", STEPS, EVALUATION_IMAGES)
-        trial = _try_on_cluster(experiment, device)
+        trial = _try_training(experiment, device)
+        images_per_second = _try_evaluation(experiment)
         stream = open_train_stream(experiment, shards, 0, 1, torch.device("cpu"))
         steps = sum(stream.steps_in_epoch(epoch) for epoch in range(experiment.training.loop.epochs))
         stream.close()
-        evaluation_seconds = images / trial.images_per_second_evaluated / experiment.cluster.evaluation_workers
+        evaluation_seconds = images / images_per_second / experiment.cluster.evaluation_workers
     logger.info(
         "training: %s steps x %.2f s = %s on this hardware; %.1f GB of %s memory a worker; first loss %.2f",
         f"{steps:,}", trial.step_seconds, _duration(steps * trial.step_seconds), trial.memory_gigabytes,
         "GPU" if device == "cuda" else "main", trial.loss,
     )  # fmt: skip
     logger.info(
-        "evaluation: %s images / %.0f images/s / %d worker(s) = %s, beside training",
-        f"{images:,}", trial.images_per_second_evaluated, experiment.cluster.evaluation_workers,
-        _duration(evaluation_seconds),
+        "evaluation: %s images / %.1f images/s / %d worker(s) = %s each time, on %s, beside training",
+        f"{images:,}", images_per_second, experiment.cluster.evaluation_workers, _duration(evaluation_seconds),
+        describe_evaluation_worker(experiment.cluster),
     )  # fmt: skip
     logger.info("dry run passed: the run can start")
 
 
-def _try_on_cluster(experiment: AnyExperiment, device: str) -> Trial:
-    """A worker's trial, where the cluster has a worker's resources."""
+def _try_training(experiment: AnyExperiment, device: str) -> Trial:
+    """A training worker's trial, where the cluster has its resources."""
     options = {"num_cpus": experiment.cluster.cpus_per_worker, "num_gpus": int(device == "cuda")}
-    try:
-        trial: Trial = ray.get(_try_worker.options(**options).remote(experiment.model_dump(mode="json"), device))
-    except RayTaskError as error:
-        raise error.cause from None
+    plain = experiment.model_dump(mode="json")
+    with failures_in_words(too_much_to_train(experiment)):
+        trial: Trial = ray.get(_train_a_little.options(**options).remote(plain, device))
     return trial
 
 
+def _try_evaluation(experiment: AnyExperiment) -> float:
+    """Images a second of an evaluation worker, where the cluster has its resources."""
+    size, settings = experiment.evaluation.batch_size, "evaluation.batch_size or use evaluation.precision=bf16"
+    with failures_in_words(f"an evaluation of {size} images at once does not fit into memory: lower {settings}"):
+        (speed,) = Allowance(math.inf).results(
+            [start_slice(experiment.cluster, _evaluate_a_little, experiment.model_dump(mode="json"))]
+        )
+    return float(speed)
+
+
+def too_much_to_train(experiment: AnyExperiment) -> str:
+    """What to say when a training worker's share of a batch does not fit into its memory."""
+    plan, transform, workers = experiment.data.plan, experiment.data.transform, experiment.cluster.num_workers
+    return (
+        f"a step does not fit into memory: {plan.batch_size} images / {workers} worker(s) ="
+        f" {plan.batch_size // workers} images of {transform.width}x{transform.height} in"
+        f" {experiment.training.step.precision} on each; raise cluster.num_workers, lower the images of a batch"
+        " (data.plan, with training.step.accumulate_batches for the same update) or their size (data.transform), or use"
+        " training.step.precision=bf16"
+    )
+
+
+@contextmanager
+def failures_in_words(out_of_memory: str) -> Iterator[None]:
+    """What a task of the trial raised, as it raised it; ValueError with this text when it ran out of memory."""
+    try:
+        yield
+    except RayTaskError as error:
+        if isinstance(error.cause, torch.OutOfMemoryError):
+            raise ValueError(f"{out_of_memory} ({str(error.cause).splitlines()[0]})") from None
+        raise error.cause from None
+    except (WorkerCrashedError, OutOfMemoryError) as error:
+        raise ValueError(f"a process of the trial was killed, most likely since {out_of_memory}") from error
+
+
 @ray.remote(max_retries=0)
-def _try_worker(experiment_json: dict[str, Any], device_name: str) -> Trial:
+def _train_a_little(experiment_json: dict[str, Any], device_name: str) -> Trial:
     experiment = experiment_of(experiment_json)
     device = torch.device(device_name)
     if device_name == "cpu":
@@ -126,16 +177,25 @@ def _try_worker(experiment_json: dict[str, Any], device_name: str) -> Trial:
             if number + 1 == STEPS + 1:
                 break
         stream.close()
-        rows = _rows_to_evaluate(experiment, shards)[:EVALUATION_IMAGES]
-        began = time.perf_counter()
-        _try_evaluation(experiment, step.bare_model.eval(), shards, rows, device)
-        evaluated = len(rows) / (time.perf_counter() - began)
     if device_name == "cuda":
         memory = torch.cuda.max_memory_allocated() / 1e9
     else:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     # The first step pays for set-up.
-    return Trial(float(np.mean(seconds[1:] or seconds)), evaluated, memory, loss)
+    return Trial(float(np.mean(seconds[1:] or seconds)), memory, loss)
+
+
+def _evaluate_a_little(experiment_json: dict[str, Any]) -> float:
+    """Images a second that an evaluation worker embeds, with a network that has learnt nothing."""
+    experiment = experiment_of(experiment_json)
+    device = prepare_worker(experiment)
+    with open_data(experiment, verify="sizes") as shards:
+        model = build_step(experiment, shards.manifest.num_classes, device).bare_model.eval()
+        rows = _rows_to_evaluate(experiment, shards)[:EVALUATION_IMAGES]
+        _evaluate(experiment, model, shards, rows[:1], device)  # pays for set-up
+        began = time.perf_counter()
+        _evaluate(experiment, model, shards, rows, device)
+        return len(rows) / (time.perf_counter() - began)
 
 
 def _rows_to_evaluate(experiment: AnyExperiment, shards: ShardSet) -> NDArray[np.int64]:
@@ -146,17 +206,21 @@ def _rows_to_evaluate(experiment: AnyExperiment, shards: ShardSet) -> NDArray[np
             return rows_of_trials(evaluation_trials(experiment, shards))
 
 
-def _try_evaluation(
+def _evaluate(
     experiment: AnyExperiment, model: nn.Module, shards: ShardSet, rows: NDArray[np.int64], device: torch.device
 ) -> None:
     """What an evaluation does with images, done with a few."""
     images = open_eval_stream(experiment, shards, rows, device)
-    precision = experiment.evaluation.precision
-    if isinstance(model, ReidModel):
-        features, _ = extract_features(model.embed, images, device, precision=precision)
-        cosine_distances(features, features)
-    else:
-        predict_peaks(model, images, raw_sizes(shards.index), device, precision=precision)
+    match experiment:
+        case KeypointExperiment():
+            predict_peaks(model, images, raw_sizes(shards.index), device, precision=experiment.evaluation.precision)
+        case _:
+            assert isinstance(model, ReidModel), "what retrieval runs train"
+            evaluation = experiment.evaluation
+            features, _ = extract_features(
+                model.embed, images, device, precision=evaluation.precision, flip=evaluation.flip
+            )
+            cosine_distances(features, features)
     images.close()
 
 

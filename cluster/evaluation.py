@@ -9,7 +9,7 @@ repeated. Nothing here can harm the training that goes on beside it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +20,10 @@ import torch
 from numpy.typing import NDArray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-from cluster.ranking import rank_trial, results_of
-from cluster.resources import evaluation_options, threads_for
+from cluster.ranking import rank_trial
+from cluster.resources import threads_for
+from cluster.slices import Allowance, start_slice
+from reid.build.checkpoints import identify_checkpoint
 from reid.build.data import open_data
 from reid.build.evaluation import (
     Evaluation,
@@ -86,7 +88,10 @@ def _failures_in_words() -> Iterator[None]:
     except GetTimeoutError:
         raise
     except RayTaskError as error:
-        raise EvaluationFailed(str(error.cause).strip() or type(error.cause).__name__) from error
+        cause = error.cause
+        while isinstance(cause, RayTaskError):  # of a worker, by way of the coordinator
+            cause = cause.cause
+        raise EvaluationFailed(str(cause).strip() or type(cause).__name__) from error
     except (RayError, TimeoutError) as error:
         raise EvaluationFailed(str(error).strip().splitlines()[0]) from error
 
@@ -140,11 +145,11 @@ def _coordinate(experiment_json: dict[str, Any], checkpoint: str, name: str) -> 
 def _coordinate_retrieval(
     experiment: ReidExperiment, shards: ShardSet, checkpoint: str, name: str, began: float
 ) -> Evaluation:
+    trained = identify_checkpoint(open_location(checkpoint))
     trials = evaluation_trials(experiment, shards)
-    embedded, deadline = _in_slices(_embed, experiment, checkpoint, rows_of_trials(trials))
-    embeddings = join_embeddings(embedded)
-    ranks = [rank_trial(experiment, trial, embeddings, embeddings, deadline) for trial in trials]
-    trained = load_trained_model(open_location(checkpoint), torch.device("cpu"))
+    allowance = Allowance(experiment.cluster.evaluation_timeout_seconds)
+    embeddings = join_embeddings(_in_slices(_embed, experiment, checkpoint, rows_of_trials(trials), allowance))
+    ranks = [rank_trial(experiment, trial, embeddings, embeddings, allowance) for trial in trials]
     return conclude(experiment, trained, shards, trials, ranks, embeddings, name=name, seconds=time.monotonic() - began)
 
 
@@ -154,18 +159,18 @@ def _coordinate_occluded(
 ) -> tuple[SeverityResult, ...]:
     experiment = experiment_of(experiment_json)
     assert not isinstance(experiment, KeypointExperiment), "the caller has a retrieval run"
-    deadline = 0.0
+    allowance = Allowance(experiment.cluster.evaluation_timeout_seconds)
 
     def embed(rows: NDArray[np.int64], occlusion: OcclusionConfig | None) -> Embeddings:
-        nonlocal deadline
-        embedded, deadline = _in_slices(_embed, experiment, checkpoint, rows, occlusion)
-        return join_embeddings(embedded)
+        nonlocal allowance
+        allowance = Allowance(experiment.cluster.evaluation_timeout_seconds)  # of each severity
+        return join_embeddings(_in_slices(_embed, experiment, checkpoint, rows, allowance, occlusion))
 
     def rank(trials: Sequence[Trial], queries: Embeddings, gallery: Embeddings) -> Sequence[TrialRanks]:
-        return [rank_trial(experiment, trial, queries, gallery, deadline) for trial in trials]
+        return [rank_trial(experiment, trial, queries, gallery, allowance) for trial in trials]
 
     with open_data(experiment, verify="sizes") as shards:
-        trained = load_trained_model(open_location(checkpoint), torch.device("cpu"))
+        trained = identify_checkpoint(open_location(checkpoint))
         return evaluate_severities(experiment, trained, shards, occlusions, embed=embed, rank=rank, name=name)
 
 
@@ -176,44 +181,45 @@ def embed_on_workers(experiment: ReidExperiment, checkpoint: str, rows: NDArray[
         EvaluationFailed: A slice failed, or they were not done in time.
     """
     with _failures_in_words():
-        parts, _ = _in_slices(_embed, experiment, checkpoint, rows)
-        return join_embeddings(parts)
+        allowance = Allowance(experiment.cluster.evaluation_timeout_seconds)
+        return join_embeddings(_in_slices(_embed, experiment, checkpoint, rows, allowance))
 
 
 def _coordinate_detector(
     experiment: KeypointExperiment, shards: ShardSet, checkpoint: str, name: str, began: float
 ) -> Evaluation:
+    trained = identify_checkpoint(open_location(checkpoint))
     rows = evaluation_rows(experiment, shards)
-    predicted, _ = _in_slices(_predict, experiment, checkpoint, rows.all)
-    trained = load_trained_detector(open_location(checkpoint), torch.device("cpu"))
+    allowance = Allowance(experiment.cluster.evaluation_timeout_seconds)
+    predicted = _in_slices(_predict, experiment, checkpoint, rows.all, allowance)
     return conclude_keypoints(
         experiment, trained, shards, rows, join_peaks(predicted), name=name, seconds=time.monotonic() - began
     )
 
 
 def _in_slices(
-    task: Any, experiment: AnyExperiment, checkpoint: str, rows: NDArray[np.int64], *more: Any
-) -> tuple[list[Any], float]:
-    """What evaluation workers make of slices of rows, and the time at which the evaluation is given up.
+    task: Callable[..., Any],
+    experiment: AnyExperiment,
+    checkpoint: str,
+    rows: NDArray[np.int64],
+    allowance: Allowance,
+    *more: Any,
+) -> list[Any]:
+    """What evaluation workers make of slices of rows.
 
     Args:
         task: Takes the experiment, the checkpoint, rows, and what is in `more`.
         experiment: The run.
         checkpoint: Its folder.
         rows: (N,) rows of the index.
+        allowance: How long this may take.
         more: Further arguments of the task.
     """
-    options = evaluation_options(experiment.cluster)
-    plain = experiment.model_dump(mode="json")
-    slices = np.array_split(rows, experiment.cluster.evaluation_workers)
-    references = [task.options(**options).remote(plain, checkpoint, part, *more) for part in slices if len(part)]
-    # Workers may have to wait until training leaves them a CPU; the clock starts with the first finished slice.
-    ray.wait(references, num_returns=1)
-    deadline = time.monotonic() + experiment.cluster.evaluation_timeout_seconds
-    return results_of(references, deadline), deadline
+    cluster, plain = experiment.cluster, experiment.model_dump(mode="json")
+    parts = [part for part in np.array_split(rows, cluster.evaluation_workers) if len(part)]
+    return allowance.results([start_slice(cluster, task, plain, checkpoint, part, *more) for part in parts])
 
 
-@ray.remote
 def _embed(
     experiment_json: dict[str, Any],
     checkpoint: str,
@@ -222,21 +228,20 @@ def _embed(
 ) -> Embeddings:
     experiment = experiment_of(experiment_json)
     assert not isinstance(experiment, KeypointExperiment), "the coordinator told them apart"
-    device = _prepare_worker(experiment)
+    device = prepare_worker(experiment)
     with open_data(experiment, verify="sizes") as shards:
         trained = load_trained_model(open_location(checkpoint), device)
         return embed_rows(experiment, trained, shards, rows, device, occlusion)
 
 
-@ray.remote
 def _predict(experiment_json: dict[str, Any], checkpoint: str, rows: NDArray[np.int64]) -> PredictedPeaks:
     experiment = KeypointExperiment.model_validate(experiment_json)
-    device = _prepare_worker(experiment)
+    device = prepare_worker(experiment)
     with open_data(experiment, verify="sizes") as shards:
         return predict_rows(experiment, load_trained_detector(open_location(checkpoint), device), shards, rows, device)
 
 
-def _prepare_worker(experiment: AnyExperiment) -> torch.device:
+def prepare_worker(experiment: AnyExperiment) -> torch.device:
     """The device of an evaluation worker, its threads set."""
     torch.set_num_threads(threads_for(experiment.cluster.cpus_per_evaluation_worker))
     return torch.device("cuda" if experiment.cluster.gpus_per_evaluation_worker else "cpu")

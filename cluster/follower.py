@@ -23,6 +23,7 @@ from reid.build.run_folder import RunFolder
 from reid.config import AnyExperiment
 from reid.keypoints import PLANE_NAMES
 from reid.training.checkpoint import CheckpointStore
+from reid.training.checkpoint_hold import EXPIRY_SECONDS
 from reid.training.run_lock import RunLock
 
 logger = logging.getLogger(__name__)
@@ -30,8 +31,6 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 1.0
 REMOTE_POLL_SECONDS = 10.0
 EVALUATION_PIN, BEST_PIN = "evaluation", "best"
-PIN_SECONDS = 600.0
-"""A pin outlives its follower by this much, so that one that died holds nothing for ever."""
 TRIES = 2
 
 
@@ -166,8 +165,8 @@ class RunFollower:
         now = time.monotonic()
         for name in self._due():
             if self._pins.get(name, 0.0) < now:
-                self._store.pin(name, EVALUATION_PIN, PIN_SECONDS)
-                self._pins[name] = now + PIN_SECONDS / 2
+                self._store.pin(name, EVALUATION_PIN, EXPIRY_SECONDS)
+                self._pins[name] = now + EXPIRY_SECONDS / 2
 
     def _evaluate(self, wait_seconds: float | None) -> None:
         if self._pending is None:

@@ -209,9 +209,9 @@ def _trained(part: str, run: Experiment, weights: Mapping[str, float]) -> PartNe
     name = finished_checkpoint(run)
     if name is None:
         try:
-            train(run, Resume.AUTO)
-        except EvaluationFailed as error:
             # Its own figures are not needed, such as when no query shows the plane; its checkpoint is.
+            train(run, Resume.AUTO, figures_needed=False)
+        except EvaluationFailed as error:
             logger.warning("%s is trained, its own evaluation failed: %s", run.name, error)
         name = finished_checkpoint(run)
         assert name is not None, "train() ends with a finished run or raises"

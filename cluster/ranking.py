@@ -5,16 +5,14 @@ What every task of a step needs is put into Ray's object store once.
 
 from __future__ import annotations
 
-import time
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import ray
 from numpy.typing import NDArray
-from ray.exceptions import GetTimeoutError
 
-from cluster.resources import evaluation_options
+from cluster.slices import Allowance, start_slice
 from reid.config import ReidExperiment
 from reid.contracts import Embeddings
 from reid.evaluation.counting import Float32Array
@@ -37,7 +35,7 @@ LEAST_BUDGET_BYTES = 32 << 20
 
 
 def rank_trial(
-    experiment: ReidExperiment, trial: Trial, queries: Embeddings, galleries: Embeddings, deadline: float
+    experiment: ReidExperiment, trial: Trial, queries: Embeddings, galleries: Embeddings, allowance: Allowance
 ) -> TrialRanks:
     """The ranks of a trial: its queries in blocks, re-ranked or not.
 
@@ -46,12 +44,11 @@ def rank_trial(
         trial: Who queries whom.
         queries: Of every query, at least.
         galleries: Of every gallery image, at least; mostly the same.
-        deadline: Of `time.monotonic`.
+        allowance: How long this may take.
 
     Raises:
-        TimeoutError: At the deadline.
+        TimeoutError: It took longer.
     """
-    options = evaluation_options(experiment.cluster)
     workers = experiment.cluster.evaluation_workers
     budget = max((experiment.evaluation.memory_budget_mb << 20) // workers, LEAST_BUDGET_BYTES)
     config = experiment.evaluation.rerank
@@ -61,20 +58,21 @@ def rank_trial(
     blocks = _ranges(len(query), workers)
     if not changes_ranks(config):
         ranked = [
-            _rank.options(**options).remote(_rows(query, *block), shared, trial.remove_junk, budget) for block in blocks
+            start_slice(experiment.cluster, _rank, _rows(query, *block), shared, trial.remove_junk, budget)
+            for block in blocks
         ]
-        base = TrialRanks.join(results_of(ranked, deadline))
+        base = TrialRanks.join(allowance.results(ranked))
         return base if config is None else TrialRanks(base=base.base, reranked=base.base)
-    neighbours, expanded = _encode_on_workers(experiment, config, query, shared, len(gallery), deadline)
+    neighbours, expanded = _encode_on_workers(experiment, config, query, shared, len(gallery), allowance)
     of_gallery = ray.put(expanded.rows(len(query), len(expanded)))
     ranked = [
-        _rerank.options(**options).remote(
-            _rows(query, begin, end), shared, config.weight, expanded.rows(begin, end),
+        start_slice(
+            experiment.cluster, _rerank, _rows(query, begin, end), shared, config.weight, expanded.rows(begin, end),
             neighbours.farthest[begin:end], of_gallery, trial.remove_junk, budget,
         )
         for begin, end in blocks
     ]  # fmt: skip
-    return TrialRanks.join(results_of(ranked, deadline))
+    return TrialRanks.join(allowance.results(ranked))
 
 
 def _encode_on_workers(
@@ -83,20 +81,19 @@ def _encode_on_workers(
     query: Embeddings,
     gallery: Any,
     gallery_size: int,
-    deadline: float,
+    allowance: Allowance,
 ) -> tuple[Neighbours, Encodings]:
     """Neighbours and expanded encodings of all images, each step shared by the workers (`reid.evaluation.rerank`)."""
-    options = evaluation_options(experiment.cluster)
-    workers = experiment.cluster.evaluation_workers
+    cluster, workers = experiment.cluster, experiment.cluster.evaluation_workers
     features, size = ray.put(query.features), len(query) + gallery_size
     pairs = [some for some in np.array_split(block_pairs(size), workers) if len(some)]
-    found = [_neighbours.options(**options).remote(features, gallery, config.k1 + 1, some) for some in pairs]
-    neighbours = PartialNeighbours.join(results_of(found, deadline))
+    found = [start_slice(cluster, _neighbours, features, gallery, config.k1 + 1, some) for some in pairs]
+    neighbours = PartialNeighbours.join(allowance.results(found))
     shared, ranges = ray.put(neighbours), _ranges(size, workers)
-    encoded = [_encode.options(**options).remote(features, gallery, shared, config.k1, *some) for some in ranges]
-    encodings = ray.put(Encodings.join(results_of(encoded, deadline)))
-    expanded = [_expand.options(**options).remote(encodings, shared, config.k2, *some) for some in ranges]
-    return neighbours, Encodings.join(results_of(expanded, deadline))
+    encoded = [start_slice(cluster, _encode, features, gallery, shared, config.k1, *some) for some in ranges]
+    encodings = ray.put(Encodings.join(allowance.results(encoded)))
+    expanded = [start_slice(cluster, _expand, encodings, shared, config.k2, *some) for some in ranges]
+    return neighbours, Encodings.join(allowance.results(expanded))
 
 
 def _ranges(size: int, parts: int) -> list[tuple[int, int]]:
@@ -117,25 +114,12 @@ def _rows(embeddings: Embeddings, begin: int, end: int) -> Embeddings:
     )  # fmt: skip
 
 
-def results_of(references: list[Any], deadline: float) -> list[Any]:
-    """The results of tasks; cancels what is left of them at the deadline."""
-    try:
-        results: list[Any] = ray.get(references, timeout=max(0.0, deadline - time.monotonic()))
-        return results
-    except GetTimeoutError:
-        for reference in references:
-            ray.cancel(reference, force=True)
-        raise TimeoutError("slices were not done within cluster.evaluation_timeout_seconds") from None
-
-
-@ray.remote
 def _rank(query: Embeddings, gallery: Embeddings, remove_junk: bool, memory_budget_bytes: int) -> TrialRanks:
     return TrialRanks(
         base=rank_blocks(query, gallery, remove_junk=remove_junk, memory_budget_bytes=memory_budget_bytes)
     )
 
 
-@ray.remote
 def _rerank(
     query: Embeddings,
     gallery: Embeddings,
@@ -153,20 +137,17 @@ def _rerank(
     return TrialRanks(base=base, reranked=reranked)
 
 
-@ray.remote
 def _neighbours(
     query: Float32Array, gallery: Embeddings, num_neighbours: int, pairs: NDArray[np.int64]
 ) -> PartialNeighbours:
     return neighbours_in_pairs(Images(query, gallery.features), num_neighbours, pairs)
 
 
-@ray.remote
 def _encode(
     query: Float32Array, gallery: Embeddings, neighbours: Neighbours, k1: int, begin: int, end: int
 ) -> Encodings:
     return encode(Images(query, gallery.features), neighbours, k1, begin, end)
 
 
-@ray.remote
 def _expand(encodings: Encodings, neighbours: Neighbours, k2: int, begin: int, end: int) -> Encodings:
     return expand(encodings, neighbours, k2, begin, end)

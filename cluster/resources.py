@@ -12,8 +12,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.exceptions import AuthenticationError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 
+from cluster.placement import (
+    about_evaluation,
+    check_evaluation_fits,
+    check_training_fits,
+    describe_nodes,
+    num_that_fit,
+)
 from reid.config import ClusterConfig
 from reid.storage import Location, open_location
 
@@ -29,6 +37,9 @@ def ray_connection(num_cpus: int | None = None) -> Iterator[None]:
 
     Args:
         num_cpus: logical CPUs of a Ray started here; None: the machine's. Ignored on an existing cluster.
+
+    Raises:
+        ConnectionError: The cluster cannot be joined, or Ray not be started.
     """
     if ray.is_initialized():
         yield
@@ -41,7 +52,8 @@ def ray_connection(num_cpus: int | None = None) -> Iterator[None]:
     }
     if os.environ.get("RAY_ADDRESS"):
         logger.info("joining the Ray cluster of RAY_ADDRESS")
-        ray.init(**options)
+        with joining(os.environ["RAY_ADDRESS"]):
+            ray.init(**options)
     else:
         logger.info("RAY_ADDRESS is not set: starting Ray on this machine for this run (loopback only)")
         try:
@@ -55,6 +67,23 @@ def ray_connection(num_cpus: int | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def joining(address: str) -> Iterator[None]:
+    """ConnectionError, with what to do, for what joining a cluster ends with."""
+    try:
+        yield
+    except AuthenticationError as error:
+        raise ConnectionError(
+            f"the Ray cluster {address} lets nobody in without its token: set RAY_AUTH_MODE=token and put the cluster's"
+            f" token into ~/.ray/auth_token, or name its file in RAY_AUTH_TOKEN_PATH ({error.message})"
+        ) from error
+    except RuntimeError as error:
+        mend = "; install the cluster's versions here" if "Version mismatch" in str(error) else ""
+        raise ConnectionError(
+            f"the Ray cluster {address} could not be joined: {' '.join(str(error).split())}{mend}"
+        ) from error
 
 
 def absolute_address(name: str, address: str) -> str:
@@ -88,13 +117,12 @@ def check_task_resources(num_cpus: int, num_gpus: float) -> None:
     Raises:
         ValueError: with what the largest node has, on a cluster that does not grow.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if _cluster_grows() or any(n.get("CPU", 0) >= num_cpus and n.get("GPU", 0) >= num_gpus for n in nodes):
+    nodes = _nodes()
+    if _cluster_grows() or num_that_fit(nodes, num_cpus, num_gpus):
         return
-    largest = max((node.get("CPU", 0) for node in nodes), default=0)
     raise ValueError(
-        f"a task needs {num_cpus} CPU(s) and {num_gpus:g} GPU(s), but no node has them (the most CPUs of a node:"
-        f" {largest:g}): lower cpus_per_task or gpus_per_task, or add nodes (RAY_AUTOSCALING=1 skips this check)"
+        f"a task needs {num_cpus} CPU(s) and {num_gpus:g} GPU(s), but no node has them ({describe_nodes(nodes)}): lower"
+        " cpus_per_task or gpus_per_task, or add nodes (RAY_AUTOSCALING=1 skips this check)"
     )
 
 
@@ -126,29 +154,19 @@ def resolve_device(cluster: ClusterConfig) -> str:
             return device
 
 
-def check_training_resources(cluster: ClusterConfig) -> None:
-    """Refuses a run that the cluster could never start; Ray itself would wait for ever.
+def check_training_resources(cluster: ClusterConfig, device: str) -> None:
+    """Refuses a run that the cluster could never start, for which Ray itself would wait for ever; and says what is to
+    be known about evaluation beside it.
 
     Raises:
         ValueError: with the arithmetic. Autoscaling clusters are told apart by `RAY_AUTOSCALING=1`.
     """
     if _cluster_grows():
         return
-    cpus = ray.cluster_resources().get("CPU", 0)
-    needed = cluster.num_workers * cluster.cpus_per_worker
-    if needed > cpus:
-        workers, each = cluster.num_workers, cluster.cpus_per_worker
-        raise ValueError(
-            f"{workers} workers x {each} CPU(s) = {needed} CPUs, but the cluster has {cpus:g}"
-            ": lower cluster.num_workers or cluster.cpus_per_worker, or add nodes (RAY_AUTOSCALING=1 skips this check)"
-        )
-    spare = cpus - needed
-    if cluster.cpus_per_evaluation_worker > spare:
-        logger.info(
-            "training takes %d of %g CPUs: evaluations (%g CPU each) run when it leaves some free;"
-            " cluster.cpus_per_evaluation_worker=0 lets them share",
-            needed, cpus, cluster.cpus_per_evaluation_worker,
-        )  # fmt: skip
+    nodes = _nodes()
+    check_training_fits(nodes, cluster, device)
+    if (said := about_evaluation(nodes, cluster, device)) is not None:
+        logger.info("%s", said)
 
 
 def check_evaluation_resources(cluster: ClusterConfig) -> None:
@@ -157,19 +175,13 @@ def check_evaluation_resources(cluster: ClusterConfig) -> None:
     Raises:
         ValueError: naming what is missing.
     """
-    if _cluster_grows():
-        return
-    cpus, gpus = (ray.cluster_resources().get(kind, 0) for kind in ("CPU", "GPU"))
-    if cluster.gpus_per_evaluation_worker > gpus:
-        raise ValueError(
-            f"an evaluation worker needs {cluster.gpus_per_evaluation_worker:g} GPUs, but the cluster has {gpus:g};"
-            " set cluster.gpus_per_evaluation_worker=0 to embed on the CPU"
-        )
-    if cluster.cpus_per_evaluation_worker > cpus:
-        raise ValueError(
-            f"an evaluation worker needs {cluster.cpus_per_evaluation_worker:g} CPUs, but the cluster has {cpus:g};"
-            " lower cluster.cpus_per_evaluation_worker"
-        )
+    if not _cluster_grows():
+        check_evaluation_fits(_nodes(), cluster)
+
+
+def _nodes() -> list[dict[str, float]]:
+    """What each live node of the connected cluster has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _cluster_grows() -> bool:

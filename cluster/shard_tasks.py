@@ -8,6 +8,7 @@ from typing import Any
 import cv2
 import ray
 import torch
+from ray.exceptions import RayTaskError
 
 from cluster.resources import check_task_resources
 from reid.data.staging import ShardResult, ShardWork
@@ -35,6 +36,7 @@ def run_on_ray(
 
     Raises:
         ValueError: No node could ever run such a task.
+        ValueError, OSError: What a task raised, such as DataError.
     """
     check_task_resources(num_cpus, num_gpus)
     remote = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=TASK_RETRIES)(_carry_out)
@@ -53,10 +55,21 @@ def run_on_ray(
             if not running:
                 return
             finished, running = ray.wait(running, num_returns=1)
-            yield ray.get(finished[0])
+            yield _result(finished[0])
     finally:
         for unfinished in running:
             ray.cancel(unfinished)
+
+
+def _result(reference: ray.ObjectRef[ShardResult]) -> ShardResult:
+    """The result of a task; what a user can mend is raised as the task raised it, without Ray's traceback around it."""
+    try:
+        result: ShardResult = ray.get(reference)
+        return result
+    except RayTaskError as error:
+        if isinstance(error.cause, (ValueError, OSError)):
+            raise error.cause from None
+        raise
 
 
 def _carry_out(task: Any, folder: str, work: ShardWork, num_threads: int) -> ShardResult:

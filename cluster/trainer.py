@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -26,6 +27,7 @@ from cluster.resources import (
 from cluster.run_marks import RefusalMark, StopMark
 from cluster.train_loop import train_worker
 from reid.build.data import open_data
+from reid.build.evaluation import check_evaluation
 from reid.build.initial_weights import CACHE
 from reid.build.report import write_run_report
 from reid.build.results import Result, print_results
@@ -34,7 +36,9 @@ from reid.build.run_plan import describe_plan
 from reid.build.training import describe_run
 from reid.config import AnyExperiment, KeypointExperiment, SomeExperiment, with_overrides
 from reid.data.plan import lanes_of_worker
+from reid.data.shard_set import ShardSet
 from reid.training.checkpoint import CheckpointStore
+from reid.training.checkpoint_hold import held
 from reid.training.continuation import refuse_other_run
 from reid.training.run_lock import RunLock
 
@@ -63,17 +67,24 @@ class TrainingOutcome:
     """Address of the report page."""
 
 
-def train(experiment: AnyExperiment, resume: Resume = Resume.AUTO, *, resume_anyway: bool = False) -> TrainingOutcome:
+def train(
+    experiment: AnyExperiment,
+    resume: Resume = Resume.AUTO,
+    *,
+    resume_anyway: bool = False,
+    figures_needed: bool = True,
+) -> TrainingOutcome:
     """Trains an experiment to its last epoch, or from its newest checkpoint on, and reports.
 
     Args:
         experiment: The run.
         resume: Whether existing checkpoints may, must not or have to be there.
         resume_anyway: Continue although settings differ from the checkpoint's.
+        figures_needed: Refuse data on which every evaluation would fail, before training rather than after it.
 
     Raises:
         DataError: The shards cannot be used.
-        ValueError: Configuration, checkpoints or cluster do not fit.
+        ValueError: Configuration, data, checkpoints or cluster do not fit.
         TrainingFailed: Workers failed more often than `cluster.max_failures`.
         EvaluationFailed: Training is complete, the evaluation of its last checkpoint is not.
         KeyboardInterrupt: The run was interrupted: once, and it has saved a checkpoint; twice, and it ended at once.
@@ -81,11 +92,16 @@ def train(experiment: AnyExperiment, resume: Resume = Resume.AUTO, *, resume_any
     experiment = with_absolute_addresses(experiment)
     folder = open_run(experiment)
     lanes_of_worker(experiment.data.plan, 0, experiment.cluster.num_workers)  # refuses a batch that cannot be shared
-    with open_data(experiment) as shards, RunLock(folder.location) as lock, ray_connection():
-        newest = _check_resume(experiment, folder, shards.manifest.hash, resume, resume_anyway)
-        check_training_resources(experiment.cluster)
-        check_evaluation_resources(experiment.cluster)
+    with ExitStack() as stack:
+        shards = stack.enter_context(open_data(experiment))
+        if figures_needed:
+            check_evaluation(experiment, shards)
+        lock = stack.enter_context(RunLock(folder.location))
+        stack.enter_context(ray_connection())
+        newest = check_resume(experiment, folder, shards.manifest.hash, resume, resume_anyway)
         device = resolve_device(experiment.cluster)
+        check_training_resources(experiment.cluster, device)
+        check_evaluation_resources(experiment.cluster)
         plan = describe_plan(experiment, shards, device=device, resumed_from=newest)
         logger.info("%s", plan)
         folder.write_config(experiment)
@@ -103,9 +119,7 @@ def train(experiment: AnyExperiment, resume: Resume = Resume.AUTO, *, resume_any
             _fit_stoppable(trainer, follower, folder)
             _refuse_unfinished(experiment, folder)
             results = follower.finish()
-        page = write_run_report(experiment, folder, shards, plan)
-        logger.info("\n%s\n", print_results(results[-1:]))
-        logger.info("report: %s", page)
+        page = _report(experiment, folder, shards, results[-1], plan)
         return TrainingOutcome(results=tuple(results), report=page)
 
 
@@ -207,31 +221,37 @@ def evaluate_run(experiment: AnyExperiment) -> Result:
     """Evaluates the newest checkpoint of a run on evaluation workers and reports, without training.
 
     Raises:
-        ValueError: The run has no checkpoint, or its checkpoint is of other settings.
+        ValueError: The data has no such protocol, the run no checkpoint, or its checkpoint is of other settings.
         EvaluationFailed: The evaluation failed.
     """
     experiment = with_absolute_addresses(experiment)
     folder = open_run(experiment)
-    with open_data(experiment) as shards, ray_connection():
+    with ExitStack() as stack:
+        shards = stack.enter_context(open_data(experiment))
+        check_evaluation(experiment, shards)
+        stack.enter_context(ray_connection())
         check_evaluation_resources(experiment.cluster)
         store = CheckpointStore(folder.checkpoints)
         name = store.newest()
         if name is None:
             raise ValueError(f"--eval-only: {folder.checkpoints.uri} holds no sound checkpoint; train first")
         refuse_other_run(name, store.load_run(name), describe_run(experiment, shards.manifest.hash))
-        store.pin(name, "eval-only", experiment.cluster.evaluation_timeout_seconds)
-        try:
+        with held(folder.checkpoints.child(name), "eval-only"):
             evaluation = evaluate_checkpoint(experiment, folder.checkpoints.child(name).uri)
-        finally:
-            store.unpin(name, "eval-only")
         folder.write_evaluation(name, evaluation.to_json())
-        page = write_run_report(experiment, folder, shards)
-    logger.info("\n%s\n", print_results([evaluation.result]))
-    logger.info("report: %s", page)
+        _report(experiment, folder, shards, evaluation.result)
     return evaluation.result
 
 
-def _check_resume(
+def _report(experiment: AnyExperiment, folder: RunFolder, shards: ShardSet, result: Result, plan: str = "") -> str:
+    """Prints the table of a result, then writes the report of its run; returns the address of the page."""
+    logger.info("\n%s\n", print_results([result]))
+    page = write_run_report(experiment, folder, shards, plan)
+    logger.info("report: %s", page)
+    return page
+
+
+def check_resume(
     experiment: AnyExperiment, folder: RunFolder, data_hash: str, resume: Resume, resume_anyway: bool
 ) -> str | None:
     """Name of the checkpoint that the run continues at; refuses what `resume` does not allow or does not fit."""

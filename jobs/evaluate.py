@@ -6,8 +6,8 @@
     ray job submit --working-dir . -- python jobs/evaluate.py /runs/a/checkpoints/step-00001200 data.shards=/data/other
 
 Data set and settings are those of the run that trained the checkpoint unless key=value overrides say otherwise. Prints
-one table; `--output` writes figures, protocol and hashes as JSON. Exit codes as for training: 0, 2 (call), 3 (data), 4
-(failed), 130 (Ctrl-C), 143 (SIGTERM).
+one table; `--output` writes figures, protocol and hashes as JSON. A run that still trains keeps the checkpoint as long
+as it is evaluated. Exit codes as for training: 0, 2 (call), 3 (data), 4 (failed), 130 (Ctrl-C), 143 (SIGTERM).
 
 --occluded SEVERITY also evaluates queries of which a colour patch covers that share of the area (0.2: 20 %), one patch
 an image, its place, aspect and colour drawn from the image's key and --occluded-seed, larger severities around smaller
@@ -36,6 +36,7 @@ from reid.config import AnyExperiment, KeypointExperiment, with_overrides
 from reid.evaluation.protocols import PROTOCOLS
 from reid.evaluation.rerank_config import read_reranking
 from reid.storage import Location, open_location
+from reid.training.checkpoint_hold import held
 
 SHAPED_BY_TRAINING = ("task=", "seed=", "model.", "loss.", "training.")
 """Overrides that an evaluation refuses: the network is the checkpoint's."""
@@ -80,14 +81,19 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             experiments = [with_overrides(trained, [f"evaluation.protocol={name}"]) for name in arguments.protocol]
     if arguments.rerank:
         experiments = [_with_reranking(experiment, arguments.rerank) for experiment in experiments]
-    if occluded is not None:
-        _evaluate_occluded(arguments, experiments, location, occluded)
-        return
+    with held(location, "evaluate"):
+        if occluded is not None:
+            _evaluate_occluded(arguments, experiments, location, occluded)
+        else:
+            _evaluate_plain(arguments, experiments, location)
+
+
+def _evaluate_plain(arguments: argparse.Namespace, experiments: Sequence[AnyExperiment], location: Location) -> None:
     if arguments.no_ray:
         results = [_evaluate_here(experiment, location).result for experiment in experiments]
     else:
         with ray_connection():
-            check_evaluation_resources(trained.cluster)
+            check_evaluation_resources(experiments[0].cluster)
             results = [evaluate_checkpoint(e, location.uri, name=location.name).result for e in experiments]
     print(print_results(results))
     if arguments.output:

@@ -90,9 +90,12 @@ class ClusterConfig(Settings):
     cpus_per_evaluation_worker: float = Field(1.0, ge=0.0)
     """CPUs reserved for each evaluation worker; 0 lets them share the training workers' CPUs."""
     gpus_per_evaluation_worker: float = Field(0.0, ge=0.0, le=1.0)
-    """GPUs reserved for each evaluation worker; a fraction shares one. 0: embed on the CPU."""
+    """GPUs reserved for each evaluation worker, of those that do not train: a training worker has its GPU to itself. A
+    fraction lets several evaluation workers share one. 0: embed on the CPU."""
     evaluation_timeout_seconds: float = Field(3600.0, gt=0)
-    """An evaluation that takes longer, from its first finished slice on, is given up; training is not touched."""
+    """An evaluation that runs for longer, embedding and ranking together, is given up; training is not touched. Only
+    time in which one of its tasks runs counts, not the wait until training leaves resources. Of occluded queries each
+    severity, and of the pixel-space ensemble each network, may take as long."""
 
 
 class MetricsConfig(Settings):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Generic
+from typing import Generic, Protocol
 
 from torch import Tensor
 
@@ -12,6 +12,26 @@ from reid.config import AnyExperiment, SomeExperiment, experiment_of
 from reid.storage import Location, read_bytes, sha256_of
 from reid.training.checkpoint import CheckpointStore
 from reid.training.checkpoint_files import MANIFEST_NAME
+
+
+class EvaluatedCheckpoint(Protocol):
+    """What a result says about the checkpoint that it is of."""
+
+    @property
+    def checkpoint_hash(self) -> str:
+        """sha256 of the checkpoint's manifest, which holds the hashes of its files."""
+
+    @property
+    def data_hash(self) -> str:
+        """Hash of the data set it was trained on."""
+
+
+@dataclass(frozen=True)
+class CheckpointIdentity:
+    """A checkpoint without its weights."""
+
+    checkpoint_hash: str
+    data_hash: str
 
 
 @dataclass(frozen=True)
@@ -40,6 +60,16 @@ def load_trained_experiment(checkpoint: Location) -> AnyExperiment:
 def checkpoint_digest(checkpoint: Location) -> str:
     """sha256 of a checkpoint's manifest, which holds the hashes of its files."""
     return sha256_of(read_bytes(checkpoint.child(MANIFEST_NAME)))
+
+
+def identify_checkpoint(checkpoint: Location) -> CheckpointIdentity:
+    """The hashes of a checkpoint folder; no weights are read.
+
+    Raises:
+        ValueError: The folder is no sound checkpoint.
+    """
+    run = CheckpointStore(checkpoint.parent).load_run(checkpoint.name)
+    return CheckpointIdentity(checkpoint_hash=checkpoint_digest(checkpoint), data_hash=run.data_hash)
 
 
 def load_trained_run(checkpoint: Location, *kinds: type[SomeExperiment]) -> TrainedRun[SomeExperiment]:

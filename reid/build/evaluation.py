@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reid.build.checkpoints import TrainedRun, load_trained_run
+from reid.build.checkpoints import EvaluatedCheckpoint, TrainedRun, load_trained_run
 from reid.build.data import evaluation_parts, open_data, open_eval_stream
 from reid.build.results import Result
 from reid.build.training import ReidModel, build_model
-from reid.config import Experiment, PANetExperiment, PMNetExperiment, ReidExperiment
+from reid.config import AnyExperiment, Experiment, KeypointExperiment, PANetExperiment, PMNetExperiment, ReidExperiment
 from reid.contracts import Embeddings
 from reid.data.occluded_queries import occlusion_of, refuse_clean_parts
 from reid.data.occlusion import OcclusionConfig
@@ -24,7 +24,7 @@ from reid.data.shard_set import ShardSet
 from reid.data.stored_parts import has_part_boxes
 from reid.evaluation.examples import RankList, choose_queries, nearest_entries
 from reid.evaluation.extract import Embed, extract_features, make_embeddings, select_embeddings
-from reid.evaluation.protocols import Trial, protocol_notes, protocol_trials, rows_of_trials
+from reid.evaluation.protocols import Trial, check_positives, protocol_notes, protocol_trials, rows_of_trials
 from reid.evaluation.ranking import PositiveRanks
 from reid.evaluation.results import RetrievalResult
 from reid.evaluation.trials import TrialRanks, check_reranking, evaluate_trials, make_result
@@ -105,7 +105,7 @@ def evaluation_trials(experiment: ReidExperiment, shards: ShardSet) -> list[Tria
     """Who queries whom under the experiment's protocol.
 
     Raises:
-        ValueError: The data set has no images for it, or too few for the re-ranking.
+        ValueError: The data set has no images for it, no query has a positive, or too few for the re-ranking.
         DataError: Retrieval takes parts, and those in the shards are not of the images that are there.
     """
     evaluation = experiment.evaluation
@@ -114,13 +114,24 @@ def evaluation_trials(experiment: ReidExperiment, shards: ShardSet) -> list[Tria
             shards, uses_stripes=isinstance(experiment, PMNetExperiment) and experiment.model.uses_stripes
         )
     trials = protocol_trials(evaluation.protocol, shards.index, evaluation.trials)
+    check_positives(evaluation.protocol, trials, shards.index.identity_codes(), shards.index.camera_codes())
     check_reranking(evaluation.rerank, trials)
     return trials
 
 
+def check_evaluation(experiment: AnyExperiment, shards: ShardSet) -> None:
+    """Refuses a data set on which the evaluations of a run would fail.
+
+    Raises:
+        ValueError, DataError: As `evaluation_trials` (a keypoint detector's images: see `annotated_rows`).
+    """
+    if not isinstance(experiment, KeypointExperiment):
+        evaluation_trials(experiment, shards)
+
+
 def conclude(
     experiment: ReidExperiment,
-    trained: TrainedModel,
+    trained: EvaluatedCheckpoint,
     shards: ShardSet,
     trials: Sequence[Trial],
     ranks: Sequence[TrialRanks],

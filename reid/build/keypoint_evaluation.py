@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reid.build.checkpoints import load_trained_run
+from reid.build.checkpoints import EvaluatedCheckpoint, load_trained_run
 from reid.build.data import annotated_rows, open_data, open_eval_stream
 from reid.build.evaluation import Evaluation
 from reid.build.run_folder import RunFolder
@@ -138,7 +138,7 @@ def raw_sizes(index: Index) -> NDArray[np.int64]:
 
 def conclude_keypoints(
     experiment: KeypointExperiment,
-    trained: TrainedDetector,
+    trained: EvaluatedCheckpoint,
     shards: ShardSet,
     rows: EvaluationRows,
     predicted: PredictedPeaks,

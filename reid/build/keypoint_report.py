@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reid.build.addition_pictures import KEYPOINT_TILE, draw_image_planes
-from reid.build.pictures import as_jpeg, raw_image
+from reid.build.pictures import as_jpeg, drawings, raw_image
 from reid.config import KeypointExperiment
 from reid.data.shard_set import ShardSet
 from reid.evaluation.keypoint_results import KeypointResult, planes_table, points_table
@@ -47,8 +47,7 @@ def keypoint_sections(shards: ShardSet, result: KeypointResult, examples: Sequen
     ]
     for kind, title in (("worst", "The worst images"), ("typical", "Images from best to worst")):
         chosen = [example for example in examples if example["kind"] == kind]
-        if chosen:
-            pairs = [_pair(shards, example) for example in chosen]
+        if pairs := drawings(lambda example: _pair(shards, example), chosen):
             mosaic = column([row(pairs[at : at + PAIRS_IN_ROW], gap=18) for at in range(0, len(pairs), PAIRS_IN_ROW)])
             introduction = (
                 "Left as predicted, right as annotated; planes front orange, back purple, side blue, top green. Wrong:"

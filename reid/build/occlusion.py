@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from reid.build.checkpoints import EvaluatedCheckpoint
 from reid.build.data import evaluation_parts, open_data
-from reid.build.evaluation import TrainedModel, conclude, embed_rows, evaluation_trials, load_trained_model
+from reid.build.evaluation import conclude, embed_rows, evaluation_trials, load_trained_model
 from reid.config import ReidExperiment, with_overrides
 from reid.contracts import Embeddings
 from reid.data.occluded_queries import refuse_occluded
@@ -126,7 +127,7 @@ def evaluate_occluded_here(
 
 def evaluate_severities(
     experiment: ReidExperiment,
-    trained: TrainedModel,
+    trained: EvaluatedCheckpoint,
     shards: ShardSet,
     occlusions: Sequence[OcclusionConfig],
     *,
@@ -138,7 +139,7 @@ def evaluate_severities(
 
     Args:
         experiment: Protocol and settings of the evaluation.
-        trained: Of the checkpoint.
+        trained: The checkpoint.
         shards: The clean data set.
         occlusions: Severities and seeds.
         embed: Features of rows of the index.

@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
-from reid.data.decode import decode_image
+from reid.data.decode import UnreadableImageError, decode_image
 from reid.data.shard_set import ShardSet
 from reid.evaluation.report import Picture
 from reid.visual.mosaic import encode_jpeg
+
+logger = logging.getLogger(__name__)
+
+Subject = TypeVar("Subject")
+Drawing = TypeVar("Drawing")
+
+
+def drawings(draw: Callable[[Subject], Drawing], subjects: Iterable[Subject]) -> list[Drawing]:
+    """What `draw` makes of each subject; those with an unreadable image are left out with a warning."""
+    found = []
+    for subject in subjects:
+        try:
+            found.append(draw(subject))
+        except UnreadableImageError as error:
+            logger.warning("the report does without a picture: %s", error)
+    return found
 
 
 def raw_image(shards: ShardSet, sample: int) -> NDArray[np.uint8]:

@@ -17,7 +17,7 @@ from reid.build.evaluation import load_trained_model
 from reid.build.keypoint_report import keypoint_facts, keypoint_sections
 from reid.build.metrics_log import read_metrics
 from reid.build.part_pictures import picture_of_parts, picture_of_responses
-from reid.build.pictures import as_jpeg, raw_image
+from reid.build.pictures import as_jpeg, drawings, raw_image
 from reid.build.results import Result, read_result
 from reid.build.run_folder import RunFolder
 from reid.config import AnyExperiment, Experiment, KeypointExperiment, PANetExperiment, PMNetExperiment, ReidExperiment
@@ -195,11 +195,12 @@ def _drawn_figures(results: Sequence[Result]) -> list[str]:
 def _rank_lists(examples: Sequence[Mapping[str, Any]], shards: ShardSet) -> list[Section]:
     sections = []
     for difficulty in ("easiest", "median", "hardest"):
-        pictures = [
-            as_jpeg(_rank_list(example, shards), f"average precision {100 * example['average_precision']:.1f}")
-            for example in examples
-            if example["difficulty"] == difficulty
-        ]
+        pictures = drawings(
+            lambda example: as_jpeg(
+                _rank_list(example, shards), f"average precision {100 * example['average_precision']:.1f}"
+            ),
+            [example for example in examples if example["difficulty"] == difficulty],
+        )
         if pictures:
             introduction = (
                 "Query in blue; right vehicles in green, wrong ones in red frames; camera and distance below."
@@ -235,10 +236,12 @@ def _planes(experiment: ReidExperiment, shards: ShardSet) -> list[Section]:
     if config is None or not len(rows):
         return []
     chosen = rows[np.linspace(0, len(rows) - 1, min(PLANE_PICTURES, len(rows))).astype(int)]
-    tiles = []
-    for sample in chosen:
-        image = raw_image(shards, int(sample))
-        tiles.append(draw_image_planes(image, index.keypoints[sample], KEYPOINT_TILE, config))
+    tiles = drawings(
+        lambda sample: draw_image_planes(raw_image(shards, sample), index.keypoints[sample], KEYPOINT_TILE, config),
+        chosen.tolist(),
+    )
+    if not tiles:
+        return []
     mosaic = column([row(tiles[start : start + 6]) for start in range(0, len(tiles), 6)])
     introduction = (
         "Training images with their keypoints and the planes that PPT warps:"
@@ -298,8 +301,8 @@ def _activations(
         wrong = [s for s, positive in zip(example["gallery"], example["is_positive"], strict=True) if not positive]
         if wrong:
             pairs.append((int(example["query"]), int(wrong[0])))
-    pictures = []
-    for pair in pairs[:ACTIVATION_PAIRS]:
+
+    def draw(pair: tuple[int, int]) -> Picture:
         stream = open_eval_stream(experiment, shards, np.array(pair, dtype=np.int64), device)
         try:
             batch: Batch = next(iter(stream))
@@ -312,7 +315,9 @@ def _activations(
         heats = distance_activation_maps(features.float(), maps.float(), (height, width))
         images = [image.permute(1, 2, 0).contiguous().numpy() for image in batch.images]
         picture = activation_picture((images[0], images[1]), heats, captions=("query", "nearest wrong vehicle"))
-        pictures.append(as_jpeg(picture, ""))
+        return as_jpeg(picture, "")
+
+    pictures = drawings(draw, pairs[:ACTIVATION_PAIRS])
     introduction = (
         "Where the network sees what tells a query from the nearest wrong vehicle (distance activation maps)."
     )

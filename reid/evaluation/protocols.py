@@ -144,6 +144,40 @@ def rows_of_trials(trials: list[Trial]) -> Int64Array:
     return np.unique(np.concatenate([rows for trial in trials for rows in (trial.query_rows, trial.gallery_rows)]))
 
 
+def check_positives(name: str, trials: list[Trial], identities: Int64Array, cameras: Int64Array) -> None:
+    """Refuse trials that nothing could be found in.
+
+    Args:
+        name: The protocol.
+        trials: Its trials.
+        identities: (N,) of each row of the index, the same number for the same vehicle.
+        cameras: (N,) the same number for the same camera, -1 where unknown.
+
+    Raises:
+        ValueError: No query of a trial has a positive in its gallery, of another camera where junk is removed.
+    """
+    for trial in trials:
+        query, gallery = trial.query_rows, trial.gallery_rows
+        positives = _counts(identities[gallery], identities[query])
+        if trial.remove_junk:
+            views = identities * (int(cameras.max(initial=0)) + 2) + cameras + 1
+            positives -= np.where(cameras[query] >= 0, _counts(views[gallery], views[query]), 0)
+        if not np.any(positives > 0):
+            seen = " seen by another camera" if trial.remove_junk else ""
+            raise ValueError(
+                f"protocol {name!r} (trial {trial.name!r}): none of {len(query):,} queries has an image of its vehicle"
+                f"{seen} among {len(gallery):,} gallery images; choose the protocol of this data set or pack it with"
+                " queries and gallery of the same vehicles"
+            )
+
+
+def _counts(values: Int64Array, wanted: Int64Array) -> Int64Array:
+    """How often each wanted value is among the values."""
+    ordered = np.sort(values)
+    counts: Int64Array = np.searchsorted(ordered, wanted, "right") - np.searchsorted(ordered, wanted, "left")
+    return counts
+
+
 def protocol_notes(trials: list[Trial], index: IndexColumns) -> list[str]:
     """What a reader of the figures must know about the data, such as missing cameras."""
     if not any(trial.remove_junk for trial in trials):

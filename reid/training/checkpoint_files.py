@@ -45,8 +45,12 @@ class CheckpointDamagedError(ValueError):
     """A checkpoint that cannot be trusted; `reason` is a word from a fixed set, for counters."""
 
     def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(reason, message)  # both, so that the error survives pickling between processes
         self.reason = reason
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -45,8 +45,12 @@ class NonFiniteLossError(RuntimeError):
     """Training was aborted because losses or gradients stayed non-finite; `report` says what was seen."""
 
     def __init__(self, message: str, report: dict[str, Any]) -> None:
-        super().__init__(message)
+        super().__init__(message, report)  # both, so that the error survives pickling between processes
+        self.message = message
         self.report = report
+
+    def __str__(self) -> str:
+        return self.message
 
 
 Objective = Callable[[Any, Any, int], LossTerms]

@@ -7,10 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from ray.exceptions import AuthenticationError, RayTaskError
 
 from cluster.command_line import exit_code, run_training_job
+from cluster.dry_run import failures_in_words, too_much_to_train
 from cluster.evaluation import EvaluationFailed
 from cluster.follower import epoch_line
+from cluster.resources import joining
 from cluster.trainer import TrainingFailed
 from reid.config import load_experiment
 from reid.contracts import DataError
@@ -69,6 +73,55 @@ def test_an_unknown_option_ends_with_2(capsys: pytest.CaptureFixture[str]) -> No
         run_training_job("train", ["--resume", "perhaps"])
     assert caught.value.code == 2
     assert "--resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--eval-only", "--resume-anyway"], "--resume-anyway does nothing with --eval-only"),
+        (["--eval-only", "--resume", "auto"], "--resume does nothing with --eval-only"),
+        (["--print-config", "--resume", "must"], "--resume does nothing with --print-config"),
+        (["--resume-anyway", "--resume", "never"], "--resume-anyway does nothing with --resume never"),
+        (["--dry-run", "--eval-only"], "--dry-run and --eval-only are two different things"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_training_job("train", options) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (AuthenticationError("no token was found"), "without its token: set RAY_AUTH_MODE=token"),
+        (RuntimeError("Version mismatch: Ray 2.1 there,\n 2.2 here"), "Ray 2.1 there, 2.2 here; install the cluster's"),
+    ],
+)
+def test_a_cluster_that_cannot_be_joined_ends_with_2_and_what_to_do(
+    error: Exception, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> None:
+        with joining("10.0.0.1:6379"):
+            raise error
+
+    assert exit_code(work) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: the Ray cluster 10.0.0.1:6379 ")
+    assert message in said
+
+
+def test_memory_that_a_dry_run_lacks_is_a_matter_of_settings() -> None:
+    experiment = load_experiment(None, ["cluster.num_workers=2"])
+    task_error = RayTaskError("trial", "traceback", torch.OutOfMemoryError("CUDA out of memory.\nlong"))
+    with (
+        pytest.raises(
+            ValueError, match=r"64 images / 2 worker\(s\) = 32 images of 256x256 .*num_workers.*of memory\.\)"
+        ),
+        failures_in_words(too_much_to_train(experiment)),
+    ):
+        raise task_error
 
 
 def test_the_line_of_an_epoch_holds_the_figures_a_person_wants() -> None:

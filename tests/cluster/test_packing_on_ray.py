@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from cluster.command_line import exit_code
 from cluster.shard_tasks import run_on_ray
+from reid.contracts import DataError
 from reid.data.shards import pack_shards
+from reid.data.staging import ShardResult
+from reid.storage import Location, open_location
 from tests.unit.data.raw_images import SMALL, draw_records, encoded_noise
 
 
@@ -38,3 +42,22 @@ def test_too_many_bad_images_stop_packing_on_ray(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"of 12 images are bad \(\d image_unreadable\)"):
         pack_shards(records, tmp_path / "set", SMALL, run_tasks=run_on_ray)
     assert not (tmp_path / "set").exists()
+
+
+class DamagedShards:
+    """Work that finds its data wrong."""
+
+    def __call__(self, task: str, folder: Location) -> ShardResult:
+        raise DataError(f"{task} is damaged: pack it again")
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray", "own_signals")
+def test_what_is_wrong_with_the_data_is_said_as_it_was_raised(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> None:
+        list(run_on_ray(["a.tar"], open_location(tmp_path), DamagedShards()))
+
+    assert exit_code(work) == 3
+    assert capsys.readouterr().err == "error: data: a.tar is damaged: pack it again\n"

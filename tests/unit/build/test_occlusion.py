@@ -186,6 +186,8 @@ def test_the_evaluation_job_prints_one_table_and_writes_figures_patches_and_curv
     asked = ["--occluded", "0.3", "--occluded", "0.1,0.3", "--occluded-seed", "4"]
     written = ["--output", str(files["figures.json"]), "--patches", str(files["patches.csv"])]
     assert run(*asked, *written, "--curve", str(files["curve.png"])) == 0
+    assert (checkpoint.parent.local_path / "pins").is_dir()  # the checkpoint was held, and let go again
+    assert CheckpointStore(checkpoint.parent).pinned() == set()
     printed = capsys.readouterr().out
     assert printed.count("veri776, queries 30 % occluded  ") == 1
     stored = json.loads(files["figures.json"].read_text())

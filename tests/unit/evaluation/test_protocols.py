@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from reid.evaluation.protocols import (
     EvaluationConfig,
+    check_positives,
     protocol_notes,
     protocol_trials,
     rows_of_trials,
@@ -127,3 +128,28 @@ def test_missing_splits_and_subsets_are_named(veriwild, vehicleid):
         protocol_trials("veri776", vehicleid)
     with pytest.raises(ValueError, match="protocol 'vehicleid-small': no image of split 'test' is in subset 'small'"):
         protocol_trials("vehicleid-small", veriwild)
+
+
+@pytest.mark.parametrize(
+    ("entries", "protocol", "finds"),
+    [
+        ([("query", "a", "1", ()), ("gallery", "a", "2", ())], "veri776", True),
+        ([("query", "a", "1", ()), ("gallery", "b", "2", ())], "veri776-raw", False),  # another vehicle
+        ([("query", "a", "1", ()), ("gallery", "a", "1", ()), ("gallery", "b", "2", ())], "veri776", False),  # junk
+        ([("query", "a", "1", ()), ("gallery", "a", "1", ())], "veri776-raw", True),
+        ([("query", "a", "", ()), ("gallery", "a", "", ())], "veri776", True),  # unknown cameras are no junk
+        ([("query", "a", "1", ()), ("query", "b", "1", ()), ("gallery", "b", "2", ())], "veri776", True),
+    ],
+)
+def test_a_protocol_under_which_nothing_can_be_found_is_refused(entries, protocol, finds):
+    index = columns(entries)
+    identities = np.unique(index.vehicle_id.astype(str), return_inverse=True)[1]
+    cameras = np.array([int(camera or -1) for camera in index.camera_id])
+    trials = protocol_trials(protocol, index)
+    if finds:
+        check_positives(protocol, trials, identities, cameras)
+    else:
+        with pytest.raises(
+            ValueError, match=rf"protocol '{protocol}' .*: none of 1 queries has an image of its vehicle"
+        ):
+            check_positives(protocol, trials, identities, cameras)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import struct
 from typing import Any
 
@@ -18,6 +19,7 @@ from reid.training.checkpoint_files import (
     tensors_to_bytes,
 )
 from reid.training.snapshot import Position, RunDescription, take_snapshot
+from reid.training.step import NonFiniteLossError
 from tests.unit.training.small_run import build_step, differing
 
 
@@ -127,3 +129,10 @@ def test_a_manifest_that_was_edited_is_refused(tmp_path: Any) -> None:
     write_bytes_atomic(location, json.dumps(content).encode())
     assert store.newest() is None
     assert dict(store.rejected) == {"manifest": 1}
+
+
+def test_errors_of_training_survive_the_way_between_processes() -> None:
+    damaged = pickle.loads(pickle.dumps(CheckpointDamagedError("hash", "model.safetensors differs")))
+    assert (damaged.reason, str(damaged)) == ("hash", "model.safetensors differs")
+    diverged = pickle.loads(pickle.dumps(NonFiniteLossError("aborted", {"loss": 1.0})))
+    assert (diverged.report, str(diverged)) == ({"loss": 1.0}, "aborted")

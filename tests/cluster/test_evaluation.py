@@ -1,0 +1,81 @@
+"""The evaluation of a checkpoint on evaluation workers, and what it is given up for."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cluster.dry_run import dry_run
+from cluster.evaluation import EvaluationFailed, evaluate_checkpoint, evaluate_occluded
+from cluster.trainer import Resume, evaluate_run
+from cluster.trainer import train as train_on_cluster
+from reid.build.run_folder import open_run
+from reid.config import Experiment, with_overrides
+from reid.storage import Location
+from reid.training.checkpoint import CheckpointStore
+from reid.training.run_lock import RunLock
+from tests.cluster.conftest import tiny_experiment
+from tests.training_runs import train
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, Location]:
+    overrides = ["cluster.num_workers=1", "cluster.evaluation_workers=1", "model.planes=null"]
+    experiment = tiny_experiment(tiny_shards, tmp_path_factory.mktemp("evaluation"), *overrides)
+    train(experiment)
+    folder = open_run(experiment)
+    name = CheckpointStore(folder.checkpoints).newest()
+    assert name is not None
+    return experiment, folder.checkpoints.child(name)
+
+
+def test_an_evaluation_that_runs_too_long_is_given_up(trained: tuple[Experiment, Location], local_ray: None) -> None:
+    hurried = with_overrides(trained[0], ["cluster.evaluation_timeout_seconds=0.001"])
+    with pytest.raises(EvaluationFailed, match=r"not done after running for 0.001 s"):
+        evaluate_checkpoint(hurried, trained[1].uri)
+    with pytest.raises(EvaluationFailed, match=r"not done after running for 0.001 s"):
+        evaluate_occluded(hurried, trained[1].uri, [0.2], seed=0)
+
+
+def test_a_dry_run_refuses_what_the_run_would_refuse(
+    trained: tuple[Experiment, Location], local_ray: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    experiment = trained[0]
+    with pytest.raises(ValueError, match=r"--resume never: .* already holds"):
+        dry_run(experiment, Resume.NEVER)
+    other = with_overrides(experiment, ["training.optimizer.learning_rate=0.5"])
+    with pytest.raises(ValueError, match=r"learning_rate: 0.00035 in the checkpoint, 0.5 now"):
+        dry_run(other)
+    with RunLock(open_run(experiment).location), pytest.raises(ValueError, match="is held by process"):
+        dry_run(experiment)
+    with caplog.at_level("INFO"):
+        dry_run(with_overrides(other, ["evaluation.flip=true"]), Resume.MUST, resume_anyway=True)
+    assert f"continues at {trained[1].name}" in caplog.text
+    assert "each time, on 1 CPU thread(s), beside training" in caplog.text
+
+
+def test_damaged_weights_are_named_without_the_traceback_of_a_worker(
+    trained: tuple[Experiment, Location], tmp_path: Path, local_ray: None
+) -> None:
+    damaged = tmp_path / "checkpoints" / trained[1].name
+    shutil.copytree(trained[1].local_path, damaged)
+    weights = damaged / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    with pytest.raises(EvaluationFailed) as caught:
+        evaluate_checkpoint(trained[0], str(damaged))
+    assert "model.safetensors" in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+    assert "ray::" not in str(caught.value)
+
+
+def test_a_protocol_that_the_data_set_lacks_is_refused_before_training(tiny_shards: Path, tmp_path: Path) -> None:
+    experiment = tiny_experiment(tiny_shards, tmp_path, "evaluation.protocol=vehicleid-small")
+    with pytest.raises(ValueError, match="protocol 'vehicleid-small'"):
+        train_on_cluster(experiment)
+    with pytest.raises(ValueError, match="protocol 'vehicleid-small'"):
+        evaluate_run(experiment)
+    assert not list(tmp_path.iterdir())  # nothing was begun
