@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from reid.contracts import DataError
 from reid.data.cache import CacheConfig, ShardCache
 from reid.data.manifest import ShardInfo
 from reid.data.shard_set import open_shards
@@ -181,7 +182,7 @@ def test_a_damaged_arrival_is_fetched_again(tmp_path: Path, remote: Location) ->
 def test_a_shard_that_always_arrives_damaged_is_refused_and_leaves_nothing(tmp_path: Path, remote: Location) -> None:
     cache, info = make_cache(tmp_path, attempts=3), make_shard(tmp_path, 1)
     Handler.damage[info.name] = 99
-    with pytest.raises(ValueError, match=r"train-000001\.tar arrived with 13 bytes .* the manifest says 1000 bytes"):
+    with pytest.raises(DataError, match=r"train-000001\.tar arrived with 13 bytes .* the manifest says 1000 bytes"):
         read(cache, info, remote)
     assert Handler.requests == {info.name: 3}
     assert cache.num_bytes() == 0
