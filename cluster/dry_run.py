@@ -37,7 +37,7 @@ from cluster.trainer import Resume, check_resume, with_absolute_addresses
 from reid.build.data import open_data, open_eval_stream, open_train_stream
 from reid.build.evaluation import evaluation_trials
 from reid.build.keypoint_evaluation import evaluation_rows, raw_sizes
-from reid.build.run_folder import open_run
+from reid.build.run_folder import open_run, refuse_mixed_folders
 from reid.build.run_plan import describe_plan
 from reid.build.training import ReidModel, build_step
 from reid.config import AnyExperiment, KeypointExperiment, experiment_of
@@ -78,6 +78,7 @@ def dry_run(experiment: AnyExperiment, resume: Resume = Resume.AUTO, *, resume_a
         ValueError: What else would stop the run.
     """
     experiment = with_absolute_addresses(experiment)
+    refuse_mixed_folders(experiment)
     lanes_of_worker(experiment.data.plan, 0, experiment.cluster.num_workers)  # refuses a batch that cannot be shared
     folder = open_run(experiment)
     with ExitStack() as stack:

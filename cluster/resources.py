@@ -95,7 +95,7 @@ def absolute_address(name: str, address: str) -> str:
 
     Raises:
         ValueError: A relative path inside the copy of the working directory that `ray job submit` makes: what is
-            written there is thrown away after the job.
+            written there is thrown away after the job, and what is read there lies elsewhere on every other node.
     """
     location = open_location(address)
     if location.is_local and JOB_FOLDER in location.path:

@@ -31,7 +31,7 @@ from reid.build.evaluation import check_evaluation
 from reid.build.initial_weights import CACHE
 from reid.build.report import write_run_report
 from reid.build.results import Result, print_results
-from reid.build.run_folder import RunFolder, open_run
+from reid.build.run_folder import RunFolder, open_run, refuse_mixed_folders
 from reid.build.run_plan import describe_plan
 from reid.build.training import describe_run
 from reid.config import AnyExperiment, KeypointExperiment, SomeExperiment, with_overrides
@@ -90,6 +90,7 @@ def train(
         KeyboardInterrupt: The run was interrupted: once, and it has saved a checkpoint; twice, and it ended at once.
     """
     experiment = with_absolute_addresses(experiment)
+    refuse_mixed_folders(experiment)
     folder = open_run(experiment)
     lanes_of_worker(experiment.data.plan, 0, experiment.cluster.num_workers)  # refuses a batch that cannot be shared
     with ExitStack() as stack:

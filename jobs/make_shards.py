@@ -5,8 +5,9 @@
     ray job submit --working-dir . -- python jobs/make_shards.py /data/VERI-Wild s3://bucket/veriwild max_side=512
 
 Settings of packing (reid.data.shards.PackConfig) follow as key=value, those of the reader
-(reid.data.readers.DatasetConfig) as source.key=value. An interrupted run continues when it is started again; a finished
-one is left as it is. Ends with 0 when the set is there, 2 when not.
+(reid.data.readers.DatasetConfig) as source.key=value; those that change what is in the set are recorded in its
+manifest. On Ray all nodes must see a local source and target under the same paths. An interrupted run continues when it
+is started again; a finished one is left as it is. Ends with 0 when the set is there, 2 when not.
 """
 
 from __future__ import annotations
@@ -26,18 +27,20 @@ from reid.settings_file import read_settings
 
 def pack(arguments: argparse.Namespace) -> Manifest:
     """Reads the raw data set and packs it."""
-    about_source = [text.removeprefix("source.") for text in arguments.settings if text.startswith("source.")]
-    config = read_settings(PackConfig, [text for text in arguments.settings if not text.startswith("source.")])
-    source = {"format": arguments.format or detect_format(arguments.source), "root": arguments.source}
-    records = read_dataset(read_settings(DatasetConfig, about_source, {**source, "keypoints": arguments.keypoints}))
-    target = arguments.target
+    config, dataset, target = *settings_of(arguments), arguments.target
+    if not arguments.no_ray:
+        from cluster.resources import absolute_address
+
+        keypoints = dataset.keypoints and absolute_address("--keypoints", dataset.keypoints)
+        dataset = dataset.model_copy(update={"root": absolute_address("source", dataset.root), "keypoints": keypoints})
+        target = absolute_address("target", target)
+    records = read_dataset(dataset)
     with ExitStack() as stack:
         run_tasks: RunTasks = run_in_this_process
         if not arguments.no_ray:
-            from cluster.resources import absolute_address, ray_connection
+            from cluster.resources import ray_connection
             from cluster.shard_tasks import run_on_ray
 
-            target = absolute_address("target", target)
             stack.enter_context(ray_connection())
             run_tasks = run_on_ray
         draw = stack.enter_context(progress_bar("packing shards"))
@@ -45,8 +48,23 @@ def pack(arguments: argparse.Namespace) -> Manifest:
         def show(done: int, total: int, _: ShardResult) -> None:
             draw(done, total)
 
-        overwrite = arguments.overwrite
-        return pack_shards(records, target, config, run_tasks=run_tasks, overwrite=overwrite, progress=show)
+        return pack_shards(
+            records,
+            target,
+            config,
+            source=dataset.content_options(),
+            run_tasks=run_tasks,
+            overwrite=arguments.overwrite,
+            progress=show,
+        )
+
+
+def settings_of(arguments: argparse.Namespace) -> tuple[PackConfig, DatasetConfig]:
+    """How to pack, and what."""
+    about_source = [text.removeprefix("source.") for text in arguments.settings if text.startswith("source.")]
+    config = read_settings(PackConfig, [text for text in arguments.settings if not text.startswith("source.")])
+    source = {"format": arguments.format or detect_format(arguments.source), "root": arguments.source}
+    return config, read_settings(DatasetConfig, about_source, {**source, "keypoints": arguments.keypoints})
 
 
 def main() -> int:

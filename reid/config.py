@@ -350,9 +350,13 @@ SomeExperiment = TypeVar("SomeExperiment", bound=AnyExperiment)
 def experiment_of(values: Mapping[str, Any]) -> AnyExperiment:
     """The experiment that `model_dump` made plain data of; without a `task` it is one of PPT, as older ones are.
 
+    Settings that checkpoints of older versions still carry and nothing reads any more (`RETIRED_KEYS`) are left out.
+
     Raises:
         ValueError: Settings that are none.
     """
+    for key in RETIRED_KEYS:
+        values = _without(values, key.split("."))
     match values.get("task", "ppt"):
         case "keypoints":
             return KeypointExperiment.model_validate(values)
@@ -362,6 +366,15 @@ def experiment_of(values: Mapping[str, Any]) -> AnyExperiment:
             return PMNetExperiment.model_validate(values)
         case _:
             return Experiment.model_validate(values)
+
+
+def _without(values: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, Any]:
+    """The nested values without the one at `path`, if it is there."""
+    name, *below = path
+    if name not in values:
+        return values
+    rest = {key: value for key, value in values.items() if key != name}
+    return {**rest, name: _without(values[name], below)} if below else rest
 
 
 def _merged(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -380,6 +393,9 @@ def _refuse_options_of_pmanet(evaluation: EvaluationConfig) -> None:
     if evaluation.retrieval_weights is not None:
         raise ValueError("evaluation.retrieval_weights is for PMANet, which retrieves by three features: remove it")
 
+
+RETIRED_KEYS: tuple[str, ...] = ("data.cache.max_open_shards",)
+"""Free keys of older versions. In a file or an override they are unknown."""
 
 FREE_KEYS: tuple[str, ...] = (
     "task",

@@ -307,6 +307,7 @@ def _join_results(
         shards=tuple(result.info for result in ordered),
         index=info,
         packing=source.packing,
+        source=source.source,
         additions=(*source.additions, addition),
         plan_digest=digest,
     ).sealed()

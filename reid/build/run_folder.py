@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,3 +111,26 @@ class RunFolder:
 def open_run(experiment: AnyExperiment) -> RunFolder:
     """The run folder of an experiment (it need not exist yet)."""
     return RunFolder(open_location(experiment.runs).child(experiment.name))
+
+
+def refuse_mixed_folders(experiment: AnyExperiment) -> None:
+    """Raise when the run's folder lies in its data set's or the data set's in the run's: deleting one would take both.
+
+    Raises:
+        ValueError: naming both.
+    """
+    run, data = open_run(experiment).location, open_location(experiment.data.shards)
+    if _holds(data, run) or _holds(run, data):
+        raise ValueError(
+            f"the run's folder {run.uri} and the data set {data.uri} lie in one another: choose another runs=... or"
+            " name=..."
+        )
+
+
+def _holds(folder: Location, other: Location) -> bool:
+    """Whether `other` is the folder or inside it; links of local paths are followed."""
+
+    def whole(place: Location) -> str:
+        return os.path.realpath(place.path) if place.is_local else f"{place.uri.partition(':')[0]}:{place.path}"
+
+    return f"{whole(other)}/".startswith(f"{whole(folder)}/")

@@ -1,14 +1,16 @@
 """A bounded folder on the local disk for shards that live elsewhere, shared by all processes of a machine.
 
 Entries are named by their SHA-256, so two sets that share a shard share the entry, and an entry cannot be the wrong
-content under the right name. A file lock per entry lets one process fetch while others wait for it; readers hold a
-shared lock on the file they have mapped, so that the space that eviction reports as freed is free.
+content under the right name. A file lock per entry lets one process fetch while others wait for it. An entry is open,
+under a shared lock, only while bytes are read from it, and never mapped: so any number of processes keeps no more on
+the disk than the limit allows, and the space that eviction reports as freed is free.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import logging
 import os
 import threading
@@ -23,15 +25,18 @@ from typing import BinaryIO, Final
 from pydantic import Field
 
 from reid import storage
-from reid.contracts import Settings
+from reid.contracts import DataError, Settings
 from reid.data.manifest import ShardInfo
 from reid.storage import Location, RetryCounter, RetryPolicy
 
 logger = logging.getLogger(__name__)
 
 _ENTRY_SUFFIX: Final = ".tar"
-_STALE_SECONDS: Final = 3600.0
-"""A partial download that nobody has touched for so long belongs to a dead process."""
+_TEMPORARY_PREFIX: Final = ".tmp-"
+_POLL_SECONDS: Final = 0.05
+"""Pause between two looks for room."""
+_HARDLY_READ_SECONDS: Final = 10.0
+"""A shard that has to go so soon after its last use will very likely be fetched again."""
 
 
 class CacheConfig(Settings):
@@ -40,9 +45,8 @@ class CacheConfig(Settings):
     folder: str = ""
     """Folder on a local disk; empty: `vehicle-reid/shards` in the user's cache folder."""
     max_bytes: int = Field(100_000_000_000, gt=0)
-    """Limit for all entries together; the least recently used go first."""
-    max_open_shards: int = Field(64, gt=0)
-    """Shards that one process keeps mapped, and with that safe from eviction."""
+    """Limit for all entries together, of all processes of the machine; the least recently used go first. Reading is
+    fast while it holds the shards that are read at the same time: about one for each identity of the global batch."""
     attempts: int = Field(6, gt=0)
     """Tries per request and per shard that arrives damaged."""
     wait_seconds: float = Field(0.5, ge=0)
@@ -59,13 +63,17 @@ class ShardCache:
 
     config: CacheConfig
     counts: Counter[str] = field(default_factory=Counter)
-    """hits, fetched, fetched_bytes, corrupted (refetched), evicted."""
+    """hits (reads from an entry), fetched, fetched_bytes, corrupted (refetched), evicted."""
     retries: RetryCounter = field(default_factory=RetryCounter)
+    patience_seconds: float = 60.0
+    """How long a download waits for the room that downloads of other processes take before it exceeds the limit."""
     _verified: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     """Entry -> (inode, size, change time) that this process has hashed."""
+    _too_small: bool = False
+    """Whether it was said that the limit is below what is read at the same time."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    @property
+    @functools.cached_property
     def folder(self) -> Path:
         """Where the entries are."""
         if self.config.folder:
@@ -73,33 +81,41 @@ class ShardCache:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         return Path(base) / "vehicle-reid" / "shards"
 
-    def open(self, info: ShardInfo, remote: Location) -> BinaryIO:
-        """The open file of a shard, checked against its hash, fetched when it is not here.
-
-        The file holds a shared lock that keeps it from being evicted until it is closed.
+    def read(self, info: ShardInfo, remote: Location, offset: int, size: int) -> bytes:
+        """`size` bytes of a shard from `offset` on; the shard is fetched when it is not here, checked against its hash.
 
         Raises:
-            ValueError: the shard is larger than the cache, or arrived damaged every time.
+            DataError: the shard arrived damaged every time, or ends before these bytes.
+            ValueError: it is larger than the cache.
             OSError: the transfer failed for good.
         """
-        if info.size > self.config.max_bytes:
-            raise ValueError(
-                f"{remote.uri} has {info.size} bytes, the cache only {self.config.max_bytes}: raise cache.max_bytes"
+        with self._open(info, remote) as file:
+            content = os.pread(file.fileno(), size, offset)
+        if len(content) != size:
+            raise DataError(
+                f"{remote.uri} has {info.size} bytes, the index says {size} at {offset}: pack the set again"
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
+        return content
+
+    def _open(self, info: ShardInfo, remote: Location) -> BinaryIO:
+        """The open entry of a shard, whole, under a shared lock that keeps it from being evicted until it is closed."""
         entry = self.folder / (info.sha256 + _ENTRY_SUFFIX)
         file = self._open_verified(entry, info)
         if file is not None:
             self._count("hits")
             return file
+        if info.size > self.config.max_bytes:
+            raise ValueError(
+                f"{remote.uri} has {info.size} bytes, the cache only {self.config.max_bytes}: raise cache.max_bytes"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
         with self._exclusive(info.sha256 + ".lock"):
-            for attempt in range(self.config.attempts + 1):
-                file = self._open_verified(entry, info)  # another process may have fetched it meanwhile
+            for _ in range(self.config.attempts):
+                # Another process may have fetched it meanwhile.
+                file = self._open_verified(entry, info) or self._fetch(info, remote, entry)
                 if file is not None:
                     return file
-                if attempt < self.config.attempts:
-                    self._fetch(info, remote, entry)
-        raise ValueError(f"{remote.uri} is damaged each time it lies in {self.folder}: is that disk full or broken?")
+        raise DataError(f"{remote.uri} is damaged each time it lies in {self.folder}: is that disk full or broken?")
 
     def num_bytes(self) -> int:
         """Bytes that the entries and the running downloads occupy."""
@@ -135,49 +151,85 @@ class ShardCache:
         file.close()
         return None
 
-    def _fetch(self, info: ShardInfo, remote: Location, entry: Path) -> None:
-        temporary = self.folder / f".tmp-{info.size}-{uuid.uuid4().hex}"  # the size is reserved by the name
-        once = RetryPolicy(attempts=1)
+    def _fetch(self, info: ShardInfo, remote: Location, entry: Path) -> BinaryIO | None:
+        """The locked entry after a download; None when what lies on the disk is not what arrived."""
+        with self._reserved(info.size) as temporary:
+            path = Path(temporary.name)
 
-        def download() -> None:
-            size, sha256 = storage.copy_to_local(remote, temporary, once)
-            if (size, sha256) != (info.size, info.sha256):
-                self._count("corrupted")
-                raise DamagedTransferError(
-                    f"{remote.uri} arrived with {size} bytes and sha256 {sha256[:16]}..., the manifest says {info.size}"
-                    f" bytes and {info.sha256[:16]}...: the stored shard is damaged, or another set was written there"
-                )
+            def download() -> None:
+                size, sha256 = storage.copy_to_local(remote, path, RetryPolicy(attempts=1))
+                if (size, sha256) != (info.size, info.sha256):
+                    self._count("corrupted")
+                    raise DamagedTransferError(
+                        f"{remote.uri} arrived with {size} bytes and sha256 {sha256[:16]}..., the manifest says"
+                        f" {info.size} bytes and {info.sha256[:16]}...: the stored shard is damaged, or another set was"
+                        " written there"
+                    )
 
-        try:
-            with self._exclusive("cache.lock"):
-                self._make_room(info.size)
-                temporary.touch()
             try:
                 storage.retry("download", remote.uri, download, self.config.policy(), self.retries)
             except DamagedTransferError as error:
-                raise ValueError(str(error)) from error
-            os.replace(temporary, entry)
+                raise DataError(str(error)) from error
+            with self._exclusive("cache.lock"):  # whoever makes room counts it once: as a download or as an entry
+                os.replace(path, entry)
+            self._count("fetched")
+            self._count("fetched_bytes", info.size)
+            fcntl.flock(temporary, fcntl.LOCK_SH)  # nobody evicts the entry before it was read
+            return self._open_verified(entry, info)
+
+    @contextlib.contextmanager
+    def _reserved(self, size: int) -> Iterator[BinaryIO]:
+        """A file to download to, whose name reserves its size and whose lock says that its process lives."""
+        temporary = self.folder / f"{_TEMPORARY_PREFIX}{size}-{uuid.uuid4().hex}"
+        file = self._reserve(temporary, size)
+        try:
+            yield file
         finally:
             temporary.unlink(missing_ok=True)
-        self._count("fetched")
-        self._count("fetched_bytes", info.size)
+            file.close()
 
-    def _make_room(self, needed: int) -> None:
-        """Deletes the least recently used entries that nobody reads, until `needed` bytes fit."""
+    def _reserve(self, temporary: Path, size: int) -> BinaryIO:
+        """The locked file, made once its size fits within the limit, or nobody makes room for it."""
+        deadline = time.monotonic() + self.patience_seconds
+        while True:
+            with self._exclusive("cache.lock"):
+                used = self._make_room(size)
+                fits = used + size <= self.config.max_bytes
+                if fits or time.monotonic() >= deadline:
+                    file = open(temporary, "xb")  # noqa: SIM115 - handed to the caller
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                    break
+            time.sleep(_POLL_SECONDS)
+        if not fits:
+            logger.warning(
+                "the shard cache %s takes %d bytes, its limit is %d: other processes have kept %d bytes busy for %.0f s;"
+                " raise cache.max_bytes",
+                self.folder, used + size, self.config.max_bytes, used, self.patience_seconds,
+            )  # fmt: skip
+        return file
+
+    def _make_room(self, needed: int) -> int:
+        """Deletes the least recently used entries that nobody reads, until `needed` bytes fit; the bytes that are left.
+
+        Downloads of dead processes go like entries.
+        """
         entries = sorted(self._entries())
         used = sum(size for _, _, size in entries)
-        for accessed, path, size in entries:
+        for last_use, path, size in entries:
             if used + needed <= self.config.max_bytes:
-                return
-            if path.suffix != _ENTRY_SUFFIX and time.time() - accessed / 1e9 < _STALE_SECONDS:
-                continue
+                break
             if self._evict(path):
                 used -= size
-        if used + needed > self.config.max_bytes:
+                self._say_when_too_small(path, time.time() - last_use / 1e9)
+        return used
+
+    def _say_when_too_small(self, path: Path, seconds: float) -> None:
+        if seconds < _HARDLY_READ_SECONDS and path.suffix == _ENTRY_SUFFIX and not self._too_small:
+            self._too_small = True
             logger.warning(
-                "the shard cache %s needs %d bytes for shards in use, its limit is %d: raise cache.max_bytes or lower"
-                " cache.max_open_shards",
-                self.folder, used + needed, self.config.max_bytes,
+                "the shard cache %s had to delete a shard %.1f s after it was read: %d bytes do not hold the shards that"
+                " are read at the same time, and they are fetched again and again; raise cache.max_bytes",
+                self.folder, seconds, self.config.max_bytes,
             )  # fmt: skip
 
     def _evict(self, path: Path) -> bool:
@@ -195,10 +247,11 @@ class ShardCache:
         found = []
         with contextlib.suppress(FileNotFoundError), os.scandir(self.folder) as scan:
             for item in scan:
-                if item.name.endswith(_ENTRY_SUFFIX) or item.name.startswith(".tmp-"):
+                if item.name.endswith(_ENTRY_SUFFIX) or item.name.startswith(_TEMPORARY_PREFIX):
                     with contextlib.suppress(FileNotFoundError):
                         status = item.stat()
-                        size = int(item.name.split("-")[1]) if item.name.startswith(".tmp-") else status.st_size
+                        reserved = item.name.startswith(_TEMPORARY_PREFIX)
+                        size = int(item.name.split("-")[1]) if reserved else status.st_size
                         found.append((max(status.st_atime_ns, status.st_mtime_ns), Path(item.path), size))
         return found
 

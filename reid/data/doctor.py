@@ -20,8 +20,11 @@ from reid.data.doctor_report import DoctorReport, ImageSummary, KeypointSummary,
 from reid.data.file_check import FileCheck, Progress, check_files
 from reid.data.keypoint_labels import OnDuplicate, clean_keypoints, survey_keypoint_files
 from reid.data.plane_table import count_planes
+from reid.data.shard_plan import PackConfig
 from reid.data.survey import Findings, PublishedCount, Severity, Survey, check_keys
 
+PACKING: Final = PackConfig()
+"""What the doctor calls unusable is what packing with its defaults would skip."""
 TEST_SPLITS: Final[tuple[Split, ...]] = ("query", "gallery", "test")
 
 
@@ -42,11 +45,11 @@ class DoctorConfig(Settings):
     """Seed of that draw."""
     num_threads: int = Field(8, ge=1)
     """Files opened at the same time."""
-    min_side_pixels: int = Field(16, ge=1)
+    min_side_pixels: int = Field(PACKING.min_side, ge=1)
     """An image with a shorter side is too small to show a vehicle."""
-    max_pixels: int = Field(50_000_000, ge=1)
+    max_pixels: int = Field(PACKING.max_pixels, ge=1)
     """An image whose header declares more pixels is not decoded (decompression bomb)."""
-    max_unusable_share: float = Field(0.01, ge=0.0, le=1.0)
+    max_unusable_share: float = Field(PACKING.max_bad_fraction, ge=0.0, le=1.0)
     """Share of the opened files that may be unusable before that forbids training."""
     allow_overlap: bool = False
     """Only warn about vehicles that both train and test images show."""

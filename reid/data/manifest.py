@@ -104,10 +104,14 @@ class Manifest(Settings):
     index: IndexInfo
     packing: dict[str, Any]
     """The settings that shaped the content."""
+    source: dict[str, Any] = {}
+    """Options of the reader that decided what is in the set, such as {"format": "veri776", "on_duplicate": "last"};
+    empty, and not in the file, where the format alone does. What they led to is in the index, so they are outside the
+    hash."""
     additions: tuple[Addition, ...] = ()
     """What was added after packing, in order; from schema 2 on."""
     hash: str = ""
-    """SHA-256 of everything above except `index.size` and `index.sha256`, as canonical JSON."""
+    """SHA-256 of everything above except `source`, `index.size` and `index.sha256`, as canonical JSON."""
     plan_digest: str = ""
     """Of the packing plan, raw files' paths and times included: tells that packing again would change nothing."""
     seal: str = ""
@@ -125,7 +129,7 @@ class Manifest(Settings):
 
     def content_hash(self) -> str:
         """The hash that belongs to the content, whatever `hash` says."""
-        content = self.fields_but("hash", "plan_digest", "seal")
+        content = self.fields_but("source", "hash", "plan_digest", "seal")
         content["index"] = {name: content["index"][name] for name in ("name", "content_sha256", "rows")}
         return _canonical_sha256(content)
 
@@ -134,9 +138,11 @@ class Manifest(Settings):
         return _canonical_sha256(self.fields_but("seal"))
 
     def fields_but(self, *names: str) -> dict[str, Any]:
-        """All fields of this manifest's schema as JSON values, without those named."""
-        later = {"additions"} if self.schema_version < ENRICHED_SCHEMA else set()
-        return self.model_dump(mode="json", exclude={*names, *later})
+        """All fields that the file of this manifest has, as JSON values, without those named."""
+        absent = {"additions"} if self.schema_version < ENRICHED_SCHEMA else set()
+        if not self.source:
+            absent.add("source")
+        return self.model_dump(mode="json", exclude={*names, *absent})
 
     def sealed(self) -> Manifest:
         """The same manifest with its hash and its seal filled in."""

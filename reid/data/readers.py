@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from pydantic import model_validator
 
@@ -39,6 +39,15 @@ class DatasetConfig(Settings):
     """What to do with an image that the keypoint files annotate twice in different ways."""
     real_vehicles: RealVehiclesOptions = RealVehiclesOptions()
     """Which vehicles of real-vehicles train."""
+
+    def content_options(self) -> dict[str, Any]:
+        """The options, as they take effect, that make the set another one than its format alone; empty without any."""
+        options: dict[str, Any] = {}
+        if self.on_duplicate != "refuse":
+            options["on_duplicate"] = self.on_duplicate
+        if self.real_vehicles != RealVehiclesOptions():
+            options["real_vehicles"] = self.real_vehicles.resolved.model_dump(mode="json")
+        return {"format": self.format, **options} if options else {}
 
     @model_validator(mode="after")
     def _refuse_ignored(self) -> DatasetConfig:

@@ -53,6 +53,14 @@ class RealVehiclesOptions(Settings):
     seed: int | None = Field(None, ge=0)
     """Seed of that draw, 0 when not given; only for train+val-minus-held-out."""
 
+    @property
+    def resolved(self) -> RealVehiclesOptions:
+        """The same, with what is not given as it takes effect."""
+        if self.train_split == "train":
+            return self
+        held_out = NUM_HELD_OUT if self.held_out is None else self.held_out
+        return self.model_copy(update={"held_out": held_out, "seed": self.seed or 0})
+
     @model_validator(mode="after")
     def _refuse_ignored(self) -> RealVehiclesOptions:
         if self.train_split == "train" and (self.held_out is not None or self.seed is not None):
@@ -91,7 +99,7 @@ def survey_real_vehicles(
 ) -> Survey:
     """The same records together with everything odd about them; see `read_real_vehicles`."""
     folder = find_root(root, LAYOUT)
-    options = options or RealVehiclesOptions()
+    options = (options or RealVehiclesOptions()).resolved
     findings = Findings()
     labels_path = Path(keypoints).expanduser() if keypoints is not None else folder / "keypoints.txt"
     labels: KeypointLabels | None = None
@@ -105,11 +113,8 @@ def survey_real_vehicles(
     listed = {name: _read_list(folder / name, images, findings) for name in ("train.txt", "val.txt")}
     train, test = listed["train.txt"], listed["val.txt"]
     if options.train_split == "train+val-minus-held-out":
-        train, test = _hold_out(
-            train | test,
-            NUM_HELD_OUT if options.held_out is None else options.held_out,
-            0 if options.seed is None else options.seed,
-        )
+        assert options.held_out is not None and options.seed is not None, "resolved"
+        train, test = _hold_out(train | test, options.held_out, options.seed)
     splits: tuple[tuple[Split, dict[str, Path]], ...] = (("train", train), ("query", test), ("gallery", test))
     records = [
         _record(path, key, split, labels, findings) for split, entries in splits for key, path in entries.items()

@@ -1,21 +1,22 @@
-"""Reading a shard set: any image by its row in the index, in microseconds, from memory-mapped tars.
+"""Reading a shard set: any image by its row in the index, in microseconds, from tars on a local disk.
 
-Local tars are mapped where they are; those on object stores or behind http come through the local cache. A P x K batch
+Local tars are memory-mapped where they are; those on object stores or behind http are read through the local cache,
+which holds none of them open between two reads. A P x K batch
 needs images by identity, so reading is random access and not WebDataset's stream (which is slower, too).
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import mmap
 import os
 import threading
-from collections import Counter, OrderedDict
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
 from reid import storage
+from reid.contracts import DataError
 from reid.data.cache import CacheConfig, ShardCache
 from reid.data.index import Index, index_from_parquet
 from reid.data.manifest import MANIFEST_NAME, Manifest, ShardInfo, manifest_from_json
@@ -34,7 +35,7 @@ class ShardSet:
         self._expected_hash: str | None = None
         self._lock = threading.RLock()
         self._contents: tuple[Manifest, Index] | None = None
-        self._maps: OrderedDict[int, memoryview] = OrderedDict()
+        self._maps: dict[int, memoryview] = {}
         self._cache: ShardCache | None = None
         self._load(verify)
 
@@ -62,7 +63,7 @@ class ShardSet:
         return len(self.index)
 
     def read_image(self, row: int) -> memoryview:
-        """The bytes of an image file, without a copy.
+        """The bytes of an image file; of a local set without a copy.
 
         Args:
             row: 0..N-1 in the index.
@@ -71,7 +72,7 @@ class ShardSet:
         return self._read(int(index.shard[row]), int(index.image_offset[row]), int(index.image_size[row]))
 
     def read_mask(self, row: int) -> memoryview | None:
-        """The bytes of an image's mask (PNG, 0 background, 255 vehicle), without a copy; None where there is none."""
+        """The bytes of an image's mask (PNG, 0 background, 255 vehicle); None where there is none."""
         index = self.index
         if index.mask_offset[row] < 0:
             return None
@@ -94,7 +95,7 @@ class ShardSet:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._location, self._cache_config = storage.open_location(state["uri"]), state["cache"]
         self._expected_hash = state["hash"]
-        self._lock, self._contents, self._maps, self._cache = threading.RLock(), None, OrderedDict(), None
+        self._lock, self._contents, self._maps, self._cache = threading.RLock(), None, {}, None
 
     def _load(self, verify: Verify) -> tuple[Manifest, Index]:
         with self._lock:
@@ -105,12 +106,12 @@ class ShardSet:
             try:
                 manifest = manifest_from_json(storage.read_bytes(entry, policy), entry.uri)
             except FileNotFoundError:
-                raise ValueError(
+                raise DataError(
                     f"{self.uri} is not a shard set: it has no {MANIFEST_NAME} (never packed, packing unfinished, or a"
                     " wrong address); pack it with jobs/make_shards.py"
                 ) from None
             if self._expected_hash not in {None, manifest.hash}:
-                raise ValueError(f"{self.uri} was replaced: expected set {self._expected_hash}, found {manifest.hash}")
+                raise DataError(f"{self.uri} was replaced: expected set {self._expected_hash}, found {manifest.hash}")
             index = self._read_index(manifest)
             _check_sizes(manifest, self._location, self._cache_config)
             if verify == "full":
@@ -125,44 +126,41 @@ class ShardSet:
         try:
             data = storage.read_bytes(entry, self._cache_config.policy())
         except FileNotFoundError:
-            raise ValueError(f"{entry.uri} is missing: copy or pack the set again") from None
+            raise DataError(f"{entry.uri} is missing: copy or pack the set again") from None
         if storage.sha256_of(data) != manifest.index.sha256:
-            raise ValueError(f"{entry.uri} is damaged: its sha256 is not the manifest's; copy or pack the set again")
+            raise DataError(f"{entry.uri} is damaged: its sha256 is not the manifest's; copy or pack the set again")
         return index_from_parquet(data, entry.uri)[0]
 
     def _read(self, shard: int, offset: int, size: int) -> memoryview:
+        if not self._location.is_local:
+            return self._read_cached(self.manifest.shards[shard], offset, size)
         content = self._maps.get(shard)
         if content is None:
             content = self._map(shard)
-        elif self._cache is not None:
-            with contextlib.suppress(KeyError):  # another thread unmapped it: our view stays valid
-                self._maps.move_to_end(shard)
         return content[offset : offset + size]
+
+    def _read_cached(self, info: ShardInfo, offset: int, size: int) -> memoryview:
+        assert self._cache is not None, "made when the manifest was read"
+        return memoryview(self._cache.read(info, self._location.child(info.name), offset, size))
 
     def _map(self, shard: int) -> memoryview:
         with self._lock:
             content = self._maps.get(shard)
             if content is None:
-                content = self._maps[shard] = self._open(self.manifest.shards[shard])
                 # A mapping lives as long as any view of it, so that dropping ours is always safe.
-                if self._cache is not None and len(self._maps) > self._cache_config.max_open_shards:
-                    self._maps.popitem(last=False)
+                content = self._maps[shard] = self._open(self.manifest.shards[shard])
             return content
 
     def _open(self, info: ShardInfo) -> memoryview:
         location = self._location.child(info.name)
-        if self._cache is not None:
-            file = self._cache.open(info, location)
-        else:
-            try:
-                file = open(location.local_path, "rb")  # noqa: SIM115 - closed below
-            except FileNotFoundError:
-                raise ValueError(f"{location.uri} has vanished since the shard set was opened") from None
+        try:
+            file = open(location.local_path, "rb")  # noqa: SIM115 - closed below
+        except FileNotFoundError:
+            raise DataError(f"{location.uri} has vanished since the shard set was opened") from None
         with file:
-            # The mapping duplicates the descriptor, and with it the cache's shared lock lives as long as the mapping.
             content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         if len(content) != info.size:
-            raise ValueError(f"{location.uri} has {len(content)} bytes, the manifest says {info.size}: copy it again")
+            raise DataError(f"{location.uri} has {len(content)} bytes, the manifest says {info.size}: copy it again")
         return content
 
 
@@ -176,7 +174,7 @@ def open_shards(uri: str | Path | Location, cache: CacheConfig | None = None, ve
             their SHA-256, which reads the whole set.
 
     Raises:
-        ValueError: no complete set there, or manifest, index or a shard is missing or damaged; each bad shard is named.
+        DataError: no complete set there, or manifest, index or a shard is missing or damaged; each bad shard is named.
     """
     return ShardSet(uri if isinstance(uri, Location) else storage.open_location(uri), cache, verify)
 
@@ -196,7 +194,7 @@ def _check_sizes(manifest: Manifest, location: Location, cache: CacheConfig) -> 
 
 
 def check_hashes(manifest: Manifest, location: Location) -> None:
-    """ValueError naming every shard whose content is not what the manifest says; reads the whole set."""
+    """DataError naming every shard whose content is not what the manifest says; reads the whole set."""
     problems = [
         f"{shard.name} is damaged (sha256 differs)"
         for shard in manifest.shards
@@ -208,7 +206,7 @@ def check_hashes(manifest: Manifest, location: Location) -> None:
 def _refuse(problems: list[str], location: Location, num_shards: int) -> None:
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise ValueError(
+        raise DataError(
             f"{len(problems)} of {num_shards} shards in {location.uri} (host {os.uname().nodename}) are not whole:"
             f" {'; '.join(problems[:5])}{more}; copy or pack the set again"
         )

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from reid import storage
 from reid.contracts import Record
@@ -36,8 +37,10 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 
-def join_results(plan: PackPlan, results: Sequence[ShardResult]) -> tuple[Manifest, bytes]:
-    """The manifest over the results of all tasks, and the bytes of the index.
+def join_results(
+    plan: PackPlan, results: Sequence[ShardResult], source: Mapping[str, Any] | None = None
+) -> tuple[Manifest, bytes]:
+    """The manifest over the results of all tasks, and the bytes of the index; `source` as `pack_shards` has it.
 
     Raises:
         ValueError: results do not belong to the plan, nothing is left, or too many images were bad.
@@ -67,6 +70,7 @@ def join_results(plan: PackPlan, results: Sequence[ShardResult]) -> tuple[Manife
         shards=tuple(result.info for result in results),
         index=info,
         packing=content_settings(plan.config),
+        source=dict(source or {}),
         plan_digest=plan.digest,
     ).sealed()
     return manifest, data
@@ -90,6 +94,7 @@ def pack_shards(
     uri: str | Path,
     config: PackConfig | None = None,
     *,
+    source: Mapping[str, Any] | None = None,
     run_tasks: RunTasks = run_in_this_process,
     overwrite: bool = False,
     progress: Callable[[int, int, ShardResult], None] | None = None,
@@ -103,6 +108,7 @@ def pack_shards(
         records: All images of the data set, any order.
         uri: The folder to make.
         config: How to pack.
+        source: Options of the reader that decided what the records are, for the manifest.
         run_tasks: Who writes the shards; the result does not depend on it.
         overwrite: Replace another set that is at `uri`.
         progress: Called with (shards done, shards, result) after each shard.
@@ -128,7 +134,7 @@ def pack_shards(
             refuse_too_many_bad(skipped, plan)
             if progress is not None:
                 progress(len(results), len(plan.tasks), result)
-        return join_results(plan, results)
+        return join_results(plan, results, source)
 
     target = storage.open_location(uri)
     return build_set(target, name=plan.config.name, digest=plan.digest, write=write, overwrite=overwrite)

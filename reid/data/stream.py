@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reid.contracts import Batch
+from reid.contracts import Batch, DataError
 from reid.data.decode import UnreadableImageError
 from reid.data.index import Index
 from reid.data.loader import LoadedBatch, LoaderConfig, LoadRequest, OrderedLoader, SkippedImage
@@ -149,7 +149,8 @@ class TrainStream:
         The cost of beginning does not depend on `start_step`: batches before it are neither read nor drawn.
 
         Raises:
-            ValueError: No such step; too many unreadable images (`max_bad_fraction`); an identity without one.
+            ValueError: No such step.
+            DataError: Too many unreadable images (`max_bad_fraction`); an identity without a readable one.
         """
         steps = self.steps_in_epoch(epoch)
         if not 0 <= start_step <= steps:
@@ -199,7 +200,7 @@ class TrainStream:
             _logger.warning("unreadable training image, %d so far: row %d, %s", total + 1, image.row, image.message)
         limit, num_images = self._loader_config.max_bad_fraction, len(self.table.rows)
         if len(self._bad_rows) > limit * num_images:
-            raise ValueError(
+            raise DataError(
                 f"{len(self._bad_rows)} of {num_images} training images are unreadable, more than max_bad_fraction "
                 f"{limit:g} (last: row {image.row}, {image.message}): verify the shards, or pack them again"
             )
@@ -339,7 +340,7 @@ class _TrainBatches:
             except UnreadableImageError:  # counted when its own turn comes
                 continue
         vehicle = self.shards.index.vehicle_id[row]
-        raise ValueError(
+        raise DataError(
             f"none of the {len(others) + 1} training images of vehicle {vehicle!r} can be read ({reason.message}), "
             f"so its place in the batch cannot be filled: pack the shards again without it, or repair its images"
         )
@@ -378,7 +379,7 @@ class _EvalBatches:
 
 def _check_masks(index: Index, rows: NDArray[np.int64], config: LoaderConfig) -> None:
     if config.masks and (without := int(np.count_nonzero(index.mask_size[rows] < 0))):
-        raise ValueError(
+        raise DataError(
             f"masks are asked for, but {without} of {len(rows)} images have none: add them (jobs/add_masks.py --coarse)"
         )
 

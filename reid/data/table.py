@@ -1,7 +1,9 @@
 """Any data set as a CSV or Parquet table: one image a row.
 
 Columns: `path, vehicle_id, split`, optionally `camera_id, timestamp, orientation, mask_path, key, subsets` and
-`x1, y1, ... x20, y20`; every other column is carried along as an attribute. Paths are relative to the table.
+`x1, y1, ... x20, y20`; every other column is carried along as an attribute. Paths are relative to the table. A
+negative vehicle_id (-1) says that nobody knows which vehicle it is: such images are left out of gallery and test, where
+they would be junk, and refused in train and query. A negative camera_id is an unknown camera.
 """
 
 from __future__ import annotations
@@ -30,6 +32,9 @@ REQUIRED_COLUMNS: Final = ("path", "vehicle_id", "split")
 OPTIONAL_COLUMNS: Final = ("camera_id", "timestamp", "orientation", "mask_path", "key", "subsets")
 KEYPOINT_COLUMNS: Final = tuple(f"{axis}{number}" for number in range(1, NUM_KEYPOINTS + 1) for axis in "xy")
 SPLITS: Final[tuple[Split, ...]] = get_args(Split)
+
+NEGATIVE: Final = re.compile(r"-\d+(\.0*)?")
+"""What people write for a vehicle or a camera that nobody knows."""
 
 Row = Mapping[str, str]
 """Column -> text, "" where the table has nothing."""
@@ -71,6 +76,15 @@ def survey_table(path: str | Path) -> Survey:
             findings.add("error", "unknown-split", message, place)
         if not row["vehicle_id"]:
             findings.add("error", "no-identity", "row without a vehicle_id: fill or delete it", place)
+        unknown = NEGATIVE.fullmatch(row["vehicle_id"]) is not None
+        if unknown and split in ("gallery", "test"):
+            findings.add(
+                "note", "junk-image", f"{split} image of no known vehicle (negative vehicle_id): left out", place
+            )
+            continue
+        if unknown:
+            message = "row of no known vehicle (negative vehicle_id) outside gallery and test: mend or delete it"
+            findings.add("error", "junk-image", message, place)
         if image is None:
             findings.add(
                 "error", "missing-image", "row whose image does not exist (paths are relative to the table)", place
@@ -80,7 +94,7 @@ def survey_table(path: str | Path) -> Survey:
         if not KEY_PATTERN.fullmatch(key):
             message = "row whose key is not 1 to 128 of letters, digits, - and _: mend it"
             findings.add("error", "unparsed-name", message, f"row {number}: {key!r}")
-        if split is None or not row["vehicle_id"] or image is None or not KEY_PATTERN.fullmatch(key):
+        if split is None or not row["vehicle_id"] or unknown or image is None or not KEY_PATTERN.fullmatch(key):
             continue
         records.append(
             Record(
@@ -88,7 +102,7 @@ def survey_table(path: str | Path) -> Survey:
                 path=image,
                 split=split,
                 vehicle_id=row["vehicle_id"],
-                camera_id=row.get("camera_id") or None,
+                camera_id=_camera(row.get("camera_id", ""), place, findings),
                 timestamp=row.get("timestamp") or None,
                 keypoints=_keypoints(row, place, findings) if has_keypoints else None,
                 orientation=_orientation(row.get("orientation", ""), place, findings),
@@ -219,6 +233,13 @@ def _keypoints(row: Row, place: str, findings: Findings) -> NDArray[np.float32] 
     points[visible, :2] = pairs[visible]
     points[:, 2] = visible
     return points
+
+
+def _camera(text: str, place: str, findings: Findings) -> str | None:
+    if NEGATIVE.fullmatch(text):
+        findings.add("note", "unknown-camera", "row of unknown camera (negative camera_id): its junk stays", place)
+        return None
+    return text or None
 
 
 def _orientation(text: str, place: str, findings: Findings) -> int | None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import pyarrow as pa
@@ -13,7 +16,8 @@ from pyarrow import fs
 class HttpFiles(fs.FileSystemHandler):  # type: ignore[misc]
     """Whole files of one web server: no lists, nothing can be written.
 
-    Redirects are followed to http and https only (the rule of `urllib`).
+    Redirects are followed to http and https only (the rule of `urllib`). What breaks is an OSError: a transfer that
+    ends before its end or an answer that is none is a ConnectionError, which `retry` repeats.
     """
 
     def __init__(self, origin: str, query: str):
@@ -27,10 +31,14 @@ class HttpFiles(fs.FileSystemHandler):  # type: ignore[misc]
     def _address(self, path: str) -> str:
         return f"{self.origin}/{path.lstrip('/')}" + (f"?{self.query}" if self.query else "")
 
-    def _open(self, path: str, method: str) -> Any:
+    @contextlib.contextmanager
+    def _answer(self, path: str, method: str) -> Iterator[Any]:
         request = urllib.request.Request(self._address(path), method=method)
         try:
-            return urllib.request.urlopen(request, timeout=60)
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                yield answer
+        except http.client.HTTPException as error:
+            raise ConnectionError(f"{self._address(path)}: {type(error).__name__}: {error}") from error
         except urllib.error.HTTPError as error:
             error.close()
             if error.code in {404, 410}:
@@ -52,7 +60,7 @@ class HttpFiles(fs.FileSystemHandler):  # type: ignore[misc]
         found = []
         for path in paths:
             try:
-                with self._open(path, "HEAD") as answer:
+                with self._answer(path, "HEAD") as answer:
                     size = answer.headers.get("Content-Length")
                 found.append(fs.FileInfo(path, fs.FileType.File, size=None if size is None else int(size)))
             except FileNotFoundError:
@@ -61,7 +69,7 @@ class HttpFiles(fs.FileSystemHandler):  # type: ignore[misc]
 
     def open_input_stream(self, path: str) -> Any:
         """The whole content of a file, for reading."""
-        with self._open(path, "GET") as answer:
+        with self._answer(path, "GET") as answer:
             return pa.BufferReader(answer.read())
 
     def get_file_info_selector(self, selector: Any) -> NoReturn:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from cluster.command_line import exit_code
 from cluster.shard_tasks import run_on_ray
+from jobs import make_shards
 from reid.contracts import DataError
+from reid.data.shard_set import open_shards
 from reid.data.shards import pack_shards
 from reid.data.staging import ShardResult
 from reid.storage import Location, open_location
 from tests.unit.data.raw_images import SMALL, draw_records, encoded_noise
+from tests.unit.data.raw_layouts import write_veri
 
 
 @pytest.mark.ray
@@ -61,3 +65,36 @@ def test_what_is_wrong_with_the_data_is_said_as_it_was_raised(
 
     assert exit_code(work) == 3
     assert capsys.readouterr().err == "error: data: a.tar is damaged: pack it again\n"
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_the_job_packs_a_relative_folder_on_a_cluster_that_works_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keypoints = write_veri(tmp_path / "data" / "VeRi")
+    (tmp_path / "labels").mkdir()
+    for name in ("keypoint_train.txt", "keypoint_test.txt"):
+        (keypoints / name).rename(tmp_path / "labels" / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["make_shards.py", "data/VeRi", "data/shards", "--keypoints", "labels"])
+    assert make_shards.main() == 0, capsys.readouterr().err
+    assert "skipped  none" in capsys.readouterr().out
+    assert open_shards(tmp_path / "data" / "shards").index.has_keypoints.any()
+
+
+def test_the_job_refuses_what_lies_in_a_copy_of_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    write_veri(copy / "VeRi")
+    veri = str(write_veri(tmp_path / "VeRi"))
+    monkeypatch.chdir(copy)
+    for name, arguments in {
+        "source=VeRi": ["VeRi", str(tmp_path / "target")],
+        "target=shards": [veri, "shards"],
+        "--keypoints=VeRi": [veri, str(tmp_path / "target"), "--keypoints", "VeRi"],
+    }.items():
+        monkeypatch.setattr(sys, "argv", ["make_shards.py", *arguments])
+        assert make_shards.main() == 2
+        assert f"{name} lies in the job's copy" in capsys.readouterr().err

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import pickle
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -236,9 +238,11 @@ def test_errors_that_pass_are_told_from_those_that_stay(error: Exception, expect
 
 
 class WebServer(BaseHTTPRequestHandler):
-    """Serves /set/file; fails twice with 503 at /busy; refuses /secret; redirects /evil to a local file."""
+    """Serves /set/file; fails twice at /busy (503), /cut (half the content) and /babble (no HTTP); refuses /secret;
+    redirects /evil to a local file.
+    """
 
-    busy = 0
+    failed: ClassVar[Counter[str]] = Counter()
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -248,8 +252,13 @@ class WebServer(BaseHTTPRequestHandler):
             case "/set/file" | "/set/file?version=2":
                 self.answer(200, b"content" + self.path[9:].encode())
             case "/busy":
-                WebServer.busy += 1
-                self.answer(200 if WebServer.busy > 2 else 503, b"at last")
+                self.answer(503 if self.fails() else 200, b"at last")
+            case "/cut":
+                self.answer(200, b"at last", sent=3 if self.fails() else None)
+            case "/babble" if self.fails():
+                self.wfile.write(b"what?\r\n\r\n")
+            case "/babble":
+                self.answer(200, b"at last")
             case "/secret":
                 self.answer(403, b"")
             case "/evil":
@@ -259,12 +268,17 @@ class WebServer(BaseHTTPRequestHandler):
             case _:
                 self.answer(404, b"")
 
-    def answer(self, status: int, content: bytes) -> None:
+    def fails(self) -> bool:
+        """Whether this is one of the first two requests of the path."""
+        WebServer.failed[self.path] += 1
+        return WebServer.failed[self.path] <= 2
+
+    def answer(self, status: int, content: bytes, sent: int | None = None) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(content)
+            self.wfile.write(content[:sent])
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -272,7 +286,7 @@ class WebServer(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def web() -> Iterator[str]:
-    WebServer.busy = 0
+    WebServer.failed.clear()
     with HTTPServer(("127.0.0.1", 0), WebServer) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
@@ -295,10 +309,20 @@ def test_files_are_read_over_http(web: str, tmp_path: Path) -> None:
     assert read_bytes(open_location(f"{web}/set?version=2").child("file")) == b"content?version=2"
 
 
-def test_a_busy_web_server_is_asked_again(web: str) -> None:
+@pytest.mark.parametrize("path", ["busy", "cut", "babble"])
+def test_a_web_server_that_is_busy_or_breaks_off_is_asked_again(web: str, tmp_path: Path, path: str) -> None:
     counter = RetryCounter()
-    assert read_bytes(open_location(f"{web}/busy"), FAST, counter) == b"at last"
+    assert read_bytes(open_location(f"{web}/{path}"), FAST, counter) == b"at last"
     assert counter.retries == {"read": 2}
+    WebServer.failed.clear()
+    assert copy_to_local(open_location(f"{web}/{path}"), tmp_path / "copy", FAST, counter)[0] == 7
+    assert counter.retries == {"read": 2, "download": 2}
+
+
+def test_a_transfer_that_breaks_off_every_time_is_an_error_that_names_it(web: str) -> None:
+    with pytest.raises(ConnectionError, match=rf"{web}/cut: IncompleteRead: .*3 bytes read") as caught:
+        read_bytes(open_location(f"{web}/cut"), RetryPolicy(attempts=2, base_seconds=0.001))
+    assert "failed 2 times" in caught.value.__notes__[0]
 
 
 def test_http_errors_that_stay_are_raised_at_once(web: str) -> None:

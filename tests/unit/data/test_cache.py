@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import hashlib
@@ -18,6 +19,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from reid.contracts import DataError
 from reid.data.cache import CacheConfig, ShardCache
 from reid.data.manifest import ShardInfo
 from reid.data.shard_set import open_shards
@@ -74,8 +76,7 @@ def make_cache(tmp_path: Path, **changes: Any) -> ShardCache:
 
 
 def read(cache: ShardCache, info: ShardInfo, remote: Location) -> bytes:
-    with cache.open(info, remote.child(info.name)) as file:
-        return file.read()
+    return cache.read(info, remote.child(info.name), 0, info.size)
 
 
 def test_a_shard_is_fetched_once_and_then_read_from_the_disk(tmp_path: Path, remote: Location) -> None:
@@ -110,25 +111,59 @@ def test_the_cache_never_grows_beyond_its_limit(tmp_path: Path, remote: Location
         assert cache.num_bytes() <= 2 * SIZE
 
 
+@contextlib.contextmanager
+def read_elsewhere(tmp_path: Path, info: ShardInfo) -> Iterator[None]:
+    """The entry's lock, as a process holds it while it reads."""
+    with open(tmp_path / "cache" / f"{info.sha256}.tar", "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        yield
+
+
 def test_a_shard_that_is_being_read_is_not_evicted(tmp_path: Path, remote: Location) -> None:
     cache = make_cache(tmp_path, max_bytes=2 * SIZE)
     infos = [make_shard(tmp_path, number) for number in range(4)]
-    with cache.open(infos[0], remote.child(infos[0].name)) as file:
+    read(cache, infos[0], remote)
+    with read_elsewhere(tmp_path, infos[0]):
         for info in infos[1:]:
             read(cache, info, remote)
         assert (tmp_path / "cache" / f"{infos[0].sha256}.tar").exists()
-        assert file.read() == b"\0" * SIZE
     assert cache.num_bytes() == 2 * SIZE
 
 
-def test_shards_in_use_that_exceed_the_limit_are_a_warning_and_not_an_error(
+def test_a_download_waits_for_room_that_others_need(tmp_path: Path, remote: Location) -> None:
+    cache = make_cache(tmp_path, max_bytes=SIZE)
+    infos = [make_shard(tmp_path, number) for number in range(2)]
+    read(cache, infos[0], remote)
+    with ThreadPoolExecutor(1) as pool:
+        with read_elsewhere(tmp_path, infos[0]):
+            content = pool.submit(read, cache, infos[1], remote)
+            time.sleep(0.2)
+            assert not content.done()
+            assert cache.num_bytes() == SIZE
+        assert content.result(timeout=10) == b"\1" * SIZE
+    assert cache.num_bytes() == SIZE
+
+
+def test_room_that_nobody_makes_is_taken_and_said(
     tmp_path: Path, remote: Location, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = make_cache(tmp_path, max_bytes=SIZE)
+    cache.patience_seconds = 0.1
     infos = [make_shard(tmp_path, number) for number in range(2)]
-    with cache.open(infos[0], remote.child(infos[0].name)):
+    read(cache, infos[0], remote)
+    with read_elsewhere(tmp_path, infos[0]):
         assert read(cache, infos[1], remote) == b"\1" * SIZE
-    assert "raise cache.max_bytes or lower cache.max_open_shards" in caplog.text
+    assert "takes 2000 bytes, its limit is 1000: other processes have kept 1000 bytes busy" in caplog.text
+
+
+def test_a_limit_below_what_is_read_at_the_same_time_is_said_once(
+    tmp_path: Path, remote: Location, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = make_cache(tmp_path, max_bytes=2 * SIZE)
+    infos = [make_shard(tmp_path, number) for number in range(3)]
+    for info in infos * 3:
+        read(cache, info, remote)
+    assert caplog.text.count("2000 bytes do not hold the shards that are read at the same time") == 1
 
 
 def test_a_shard_larger_than_the_cache_is_refused(tmp_path: Path, remote: Location) -> None:
@@ -147,7 +182,7 @@ def test_a_damaged_arrival_is_fetched_again(tmp_path: Path, remote: Location) ->
 def test_a_shard_that_always_arrives_damaged_is_refused_and_leaves_nothing(tmp_path: Path, remote: Location) -> None:
     cache, info = make_cache(tmp_path, attempts=3), make_shard(tmp_path, 1)
     Handler.damage[info.name] = 99
-    with pytest.raises(ValueError, match=r"train-000001\.tar arrived with 13 bytes .* the manifest says 1000 bytes"):
+    with pytest.raises(DataError, match=r"train-000001\.tar arrived with 13 bytes .* the manifest says 1000 bytes"):
         read(cache, info, remote)
     assert Handler.requests == {info.name: 3}
     assert cache.num_bytes() == 0
@@ -186,15 +221,16 @@ def test_a_missing_shard_is_an_error_at_once(tmp_path: Path, remote: Location) -
 def test_what_a_dead_process_left_is_removed_when_room_is_needed(tmp_path: Path, remote: Location) -> None:
     cache = make_cache(tmp_path, max_bytes=2 * SIZE)
     (tmp_path / "cache").mkdir()
-    stale = tmp_path / "cache" / f".tmp-{2 * SIZE}-dead"
-    stale.write_bytes(b"half")
-    os.utime(stale, (time.time() - 7200, time.time() - 7200))
+    dead = tmp_path / "cache" / f".tmp-{2 * SIZE}-dead"
+    dead.write_bytes(b"half")
     read(cache, make_shard(tmp_path, 1), remote)
-    assert not stale.exists()
-    fresh = tmp_path / "cache" / f".tmp-{SIZE}-alive"
-    fresh.write_bytes(b"half")
-    read(cache, make_shard(tmp_path, 2), remote)
-    assert fresh.exists(), "another process is fetching it"
+    assert not dead.exists()
+    alive = tmp_path / "cache" / f".tmp-{SIZE}-alive"
+    with open(alive, "xb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        read(cache, make_shard(tmp_path, 2), remote)
+        assert alive.exists(), "another process is fetching it"
+    assert [path.stem for path in (tmp_path / "cache").glob("*.tar")] == [make_shard(tmp_path, 2).sha256]
 
 
 def test_many_threads_fetch_each_shard_once(tmp_path: Path, remote: Location) -> None:
@@ -211,6 +247,7 @@ def fetch_all(folder: str, uri: str, infos: list[ShardInfo], max_bytes: int) -> 
     for _ in range(3):
         for info in infos:
             assert read(cache, info, open_location(uri)) == bytes([int(info.name[6:12])]) * SIZE
+            assert cache.num_bytes() <= max_bytes
 
 
 FORKING = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12 dislikes it beside threads
@@ -230,6 +267,7 @@ def test_processes_share_one_cache(tmp_path: Path, remote: Location, limit: int,
     assert [process.exitcode for process in processes] == [0] * 4
     if requests is not None:
         assert set(Handler.requests.values()) == {requests}
+    assert make_cache(tmp_path).num_bytes() <= limit
     assert not list((tmp_path / "cache").glob(".tmp-*"))
 
 
@@ -248,9 +286,9 @@ def test_a_lock_of_a_dead_process_blocks_nobody(tmp_path: Path, remote: Location
     assert read(make_cache(tmp_path), info, remote) == b"\1" * SIZE
 
 
-def test_a_set_behind_http_reads_like_a_local_one_with_few_shards_mapped(tmp_path: Path, remote: Location) -> None:
+def test_a_set_behind_http_reads_like_a_local_one(tmp_path: Path, remote: Location) -> None:
     pack_shards(draw_records(tmp_path / "raw", masks=True), tmp_path / "far" / "set", SMALL)
-    config = CacheConfig(folder=str(tmp_path / "cache"), max_open_shards=1, wait_seconds=0.001)
+    config = CacheConfig(folder=str(tmp_path / "cache"), wait_seconds=0.001)
     near, far = open_shards(tmp_path / "far" / "set"), open_shards(f"{remote.uri}/set", config)
     for _ in range(2):
         for row in range(len(near)):
@@ -260,19 +298,17 @@ def test_a_set_behind_http_reads_like_a_local_one_with_few_shards_mapped(tmp_pat
     assert Handler.requests["set/train-000000.tar"] == 1
 
 
-def test_mapped_shards_are_safe_from_eviction_and_unmapped_ones_are_not(tmp_path: Path, remote: Location) -> None:
+def test_reading_a_set_larger_than_the_limit_keeps_within_it(tmp_path: Path, remote: Location) -> None:
     manifest = pack_shards(draw_records(tmp_path / "raw"), tmp_path / "far" / "set", SMALL)
-    largest = max(shard.size for shard in manifest.shards)
-    config = CacheConfig(folder=str(tmp_path / "cache"), max_open_shards=1, max_bytes=2 * largest, wait_seconds=0.001)
-    shards = open_shards(f"{remote.uri}/set", config)
-    view = shards.read_image(0)
-    expected = bytes(view)
-    for row in range(len(shards)):
-        shards.read_image(row)
-        held = tmp_path / "cache" / f"{manifest.shards[0].sha256}.tar"
-        assert held.exists(), "a view of it is alive"
-    assert bytes(view) == expected
-    del view
-    for row in range(len(shards)):
-        shards.read_image(row)
-    assert sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.tar")) <= 2 * largest
+    limit = 2 * max(shard.size for shard in manifest.shards)
+    config = CacheConfig(folder=str(tmp_path / "cache"), max_bytes=limit, wait_seconds=0.001)
+    several = [open_shards(f"{remote.uri}/set", config) for _ in range(3)]  # as workers, loaders and evaluations are
+    cache = ShardCache(config)
+    views = []
+    for row in range(len(several[0])):
+        for shards in several:
+            views.append(shards.read_image(row))
+            assert cache.num_bytes() <= limit
+    assert len(manifest.shards) > 2
+    near = open_shards(tmp_path / "far" / "set")
+    assert views == [near.read_image(row) for row in range(len(near)) for _ in several], "bytes stay valid"

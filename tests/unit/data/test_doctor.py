@@ -14,6 +14,7 @@ from reid.contracts import Record
 from reid.data.doctor import DoctorConfig, check_keypoint_files, check_records, check_survey
 from reid.data.doctor_report import DoctorReport
 from reid.data.real_vehicles import survey_real_vehicles
+from reid.data.shards import PackConfig, pack_shards
 from reid.data.vehicleid import survey_vehicleid
 from reid.data.veri776 import survey_veri776
 from tests.unit.data.raw_layouts import (
@@ -112,6 +113,16 @@ def test_a_few_unusable_images_are_tolerated_and_more_forbid_training(tmp_path: 
     assert counted(lenient.findings) == {"image-unreadable": 1, "image-truncated": 1}
     assert strict.images is not None
     assert strict.images.faults == {"image_unreadable": 1, "image_truncated": 1}
+
+
+def test_what_is_unusable_is_what_packing_skips(tmp_path: Path) -> None:
+    given = records(tmp_path)
+    for number, side in enumerate((6, 7, 8, 15)):
+        write_image(given[number].path, width=side)
+    report = check_records(given, DoctorConfig(max_unusable_share=1))
+    manifest = pack_shards(given, tmp_path / "set", PackConfig(max_bad_fraction=1))
+    assert report.images is not None
+    assert report.images.faults == manifest.skipped == {"image_too_small": 2}
 
 
 def test_a_sample_opens_so_many_files_and_is_the_same_again(tmp_path: Path) -> None:

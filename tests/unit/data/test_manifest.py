@@ -104,6 +104,14 @@ def test_the_hash_depends_on_the_content_and_not_on_the_parquet_writer_or_the_pl
     assert make_manifest(skipped={}, skipped_samples=()).hash != expected
 
 
+def test_options_of_the_reader_are_recorded_beside_the_content() -> None:
+    plain, told = make_manifest(), make_manifest(source={"format": "veri776", "on_duplicate": "last"})
+    assert told.hash == plain.hash
+    assert told.seal != plain.seal
+    assert b'"source"' not in manifest_to_json(plain), "the bytes of a set without such options are what they were"
+    assert manifest_from_json(manifest_to_json(told), "m.json") == told
+
+
 def test_a_manifest_of_a_newer_schema_is_refused_by_its_number() -> None:
     content = json.loads(manifest_to_json(make_manifest())) | {"schema_version": 3}
     with pytest.raises(ValueError, match="schema 3, this program reads schema 1 and 2"):

@@ -11,6 +11,8 @@ from pydantic import ValidationError
 
 from reid.data.readers import DatasetConfig, Format, detect_format, read_dataset
 from reid.data.real_vehicles import RealVehiclesOptions
+from reid.data.shard_set import open_shards
+from reid.data.shards import pack_shards
 from tests.unit.data.raw_layouts import (
     write_image,
     write_lines,
@@ -65,6 +67,20 @@ def test_options_are_passed_to_the_reader_of_their_format(tmp_path: Path) -> Non
     config = DatasetConfig(format="real-vehicles", root=str(write_real_vehicles(tmp_path)), real_vehicles=options)
 
     assert len({record.vehicle_id for record in read_dataset(config) if record.split == "train"}) == 2
+
+
+def test_options_that_change_what_is_in_the_set_come_as_they_take_effect(tmp_path: Path) -> None:
+    assert DatasetConfig(format="veri776", root="x", keypoints="k").content_options() == {}
+    told = DatasetConfig(format="veri776", root="x", on_duplicate="last").content_options()
+    assert told == {"format": "veri776", "on_duplicate": "last"}
+    drawn = RealVehiclesOptions(train_split="train+val-minus-held-out", held_out=3)
+    root = str(write_real_vehicles(tmp_path / "raw"))
+    config = DatasetConfig(format="real-vehicles", root=root, real_vehicles=drawn)
+    expected = {"train_split": "train+val-minus-held-out", "held_out": 3, "seed": 0}
+    assert config.content_options() == {"format": "real-vehicles", "real_vehicles": expected}
+    pack_shards(read_dataset(config), tmp_path / "set", source=config.content_options())
+    with open_shards(tmp_path / "set") as shards:
+        assert shards.manifest.source == config.content_options()
 
 
 @pytest.mark.parametrize(

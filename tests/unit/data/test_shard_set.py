@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from reid.contracts import DataError
 from reid.data.cache import CacheConfig
 from reid.data.manifest import INDEX_NAME, MANIFEST_NAME
 from reid.data.shard_set import ShardSet, open_shards
@@ -37,6 +38,18 @@ def test_rows_are_read_in_any_order_and_without_copies(folder: Path) -> None:
             assert view.readonly
             assert bytes(view) == expected[row]
         assert expected[0].startswith(b"\xff\xd8")
+
+
+@pytest.mark.parametrize("damage", ["cut", "delete"])
+def test_a_shard_that_changes_after_opening_is_a_fault_of_the_data(folder: Path, damage: str) -> None:
+    shards = open_shards(folder)
+    if damage == "cut":
+        (folder / "train-000000.tar").write_bytes(b"short")
+    else:
+        (folder / "train-000000.tar").unlink()
+    number = [shard.name for shard in shards.manifest.shards].index("train-000000.tar")
+    with pytest.raises(DataError, match=r"train-000000\.tar has (vanished|5 bytes)"):
+        shards.read_image(int(np.flatnonzero(shards.index.shard == number)[0]))
 
 
 def test_bytes_stay_valid_after_the_set_is_closed_and_reading_opens_it_again(folder: Path) -> None:
@@ -70,7 +83,7 @@ def test_a_set_that_was_replaced_after_pickling_is_refused(folder: Path, tmp_pat
     data = pickle.dumps(open_shards(folder))
     fewer = draw_records(tmp_path / "raw", {"train": [3, 3]})
     pack_shards(fewer, folder, SMALL, overwrite=True)
-    with pytest.raises(ValueError, match="was replaced"):
+    with pytest.raises(DataError, match="was replaced"):
         pickle.loads(data).read_image(0)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from reid.contracts import Record
+from reid.contracts import DataError, Record
 from reid.data.decode import UnreadableImageError, decode_image
 from reid.data.loader import SkippedImage
 from reid.data.plan import PlanConfig, identity_table, plan_epoch
@@ -159,7 +159,7 @@ def test_too_many_unreadable_images_stop_the_run(source: MemorySource) -> None:
         source.files[row] = b"damaged"
     stream = stream_of(source, max_bad_fraction=0.03)
     expected = r"4 of 103 training images are unreadable, more than max_bad_fraction 0.03 .*image-000.*damaged"
-    with pytest.raises(ValueError, match=expected):
+    with pytest.raises(DataError, match=expected):
         list(stream.batches(0))
 
 
@@ -176,7 +176,7 @@ def test_an_identity_without_a_readable_image_stops_the_run(source: MemorySource
     alone = int(np.flatnonzero(source.index.vehicle_id == "0003")[0])
     source.files[alone] = b""
     stream = stream_of(source, processes, max_bad_fraction=1.0)
-    with pytest.raises(ValueError, match=r"none of the 1 training images of vehicle '0003' can be read .*0 bytes"):
+    with pytest.raises(DataError, match=r"none of the 1 training images of vehicle '0003' can be read .*0 bytes"):
         list(stream.batches(0))
     stream.close()
 

@@ -164,3 +164,21 @@ def test_what_is_not_a_table_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.parquet").write_bytes(b"no")
     with pytest.raises(ValueError, match="not a Parquet file"):
         read_table(tmp_path / "t.parquet")
+
+
+def test_images_of_no_known_vehicle_are_left_out_of_the_evaluation_and_refused_elsewhere(tmp_path: Path) -> None:
+    known = ("1.jpg,1,train", "2.jpg,2,train", "3.jpg,3,query", "4.jpg,3,gallery", "5.jpg,4,test")
+    left_out = ("6.jpg,-1,gallery", "7.jpg,-1.0,gallery", "8.jpg,-2,test")
+    survey = survey_table(write_table(tmp_path, *known, *left_out))
+    assert [record.key for record in survey.records] == ["1", "2", "3", "4", "5"]
+    assert counted(survey.findings) == {"no-camera": 1, "junk-image": 3}
+    path = write_table(tmp_path, *known, "6.jpg,-1,train", "7.jpg,-1,query")
+    with pytest.raises(ValueError, match=r"2 x row of no known vehicle .*row 6: 6\.jpg, row 7: 7\.jpg"):
+        read_table(path)
+
+
+def test_a_negative_camera_is_an_unknown_one(tmp_path: Path) -> None:
+    header = "path,vehicle_id,split,camera_id"
+    survey = survey_table(write_table(tmp_path, "1.jpg,1,query,-1", "2.jpg,1,gallery,c2", header=header))
+    assert [record.camera_id for record in survey.records] == [None, "c2"]
+    assert counted(survey.findings) == {"unknown-camera": 1}
