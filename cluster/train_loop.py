@@ -108,5 +108,4 @@ def _row(result: IntervalResult | EpochResult, training: Training) -> dict[str, 
         row["updates_skipped"] = training.step.num_skipped
         row["checkpoints_failed"] = training.store.failed
         row |= {f"checkpoints_rejected/{reason}": count for reason, count in training.store.rejected.items()}
-    row |= {f"samples_skipped/{reason}": count for reason, count in training.skipped_samples().items()}
-    return row
+    return row | training.mishaps()

@@ -56,6 +56,8 @@ from reid.training.workers import Wish, mean_over_workers, rank, refuse_disagree
 logger = logging.getLogger(__name__)
 
 SKIP_REASONS = ("image_truncated", "image_unreadable", "image_size_differs")
+STORAGE_OPERATIONS = ("read", "list", "download")
+"""What reading a shard set asks of a storage."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,15 @@ class Training:
     description: RunDescription
     start: Position
 
-    def skipped_samples(self) -> dict[str, int]:
-        """Unreadable images met so far by all workers, by reason; collective."""
-        counts = torch.tensor([float(self.stream.skipped[reason]) for reason in SKIP_REASONS])
-        totals = mean_over_workers(counts) * world_size()
-        return {reason: round(total) for reason, total in zip(SKIP_REASONS, totals.tolist(), strict=True) if total}
+    def mishaps(self) -> dict[str, int]:
+        """What all workers have met so far, as far as there was any; collective.
+
+        `samples_skipped/REASON`: unreadable images; `storage_retries/OPERATION`: requests that had to be repeated.
+        """
+        counts = {f"samples_skipped/{reason}": self.stream.skipped[reason] for reason in SKIP_REASONS}
+        counts |= {f"storage_retries/{name}": self.stream.retries[name] for name in STORAGE_OPERATIONS}
+        totals = mean_over_workers(torch.tensor(list(counts.values()), dtype=torch.float32)) * world_size()
+        return {name: round(total) for name, total in zip(counts, totals.tolist(), strict=True) if total}
 
     def results(self, wish: Callable[[], Wish] = no_wish) -> Iterator[IntervalResult | EpochResult]:
         """Trains; see `reid.training.loop.fit`."""
