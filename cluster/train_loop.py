@@ -16,7 +16,7 @@ from cluster.run_marks import RefusalMark, StopMark
 from cluster.wishes import WorkerWishes
 from reid.build.metrics_log import MetricsLog
 from reid.build.run_folder import open_run
-from reid.build.training import CHECKPOINTS_FAILED, SAMPLES_SKIPPED, Training, build_training
+from reid.build.training import CHECKPOINTS_FAILED, Training, build_training
 from reid.config import AnyExperiment, experiment_of
 from reid.contracts import EpochResult, IntervalResult
 from reid.storage import Location, exists
@@ -113,5 +113,4 @@ def _row(result: IntervalResult | EpochResult, training: Training) -> dict[str, 
         row["updates_skipped"] = training.step.num_skipped
         row[CHECKPOINTS_FAILED] = training.store.failed
         row |= {f"checkpoints_rejected/{reason}": count for reason, count in training.store.rejected.items()}
-    row |= {SAMPLES_SKIPPED + reason: count for reason, count in training.skipped_samples().items()}
-    return row
+    return row | training.mishaps()

@@ -55,9 +55,11 @@ from reid.training.workers import Wish, mean_over_workers, rank, refuse_disagree
 
 logger = logging.getLogger(__name__)
 
-SAMPLES_SKIPPED, CHECKPOINTS_FAILED = "samples_skipped/", "checkpoints_failed"
+SAMPLES_SKIPPED, STORAGE_RETRIES, CHECKPOINTS_FAILED = "samples_skipped/", "storage_retries/", "checkpoints_failed"
 """Names of counters, in rows and in checkpoints."""
 SKIP_REASONS = ("image_truncated", "image_unreadable", "image_size_differs")
+STORAGE_OPERATIONS = ("read", "list", "download")
+"""What reading a shard set asks of a storage."""
 
 
 @dataclass(frozen=True)
@@ -75,18 +77,22 @@ class Training:
     counted: Mapping[str, int] = field(default_factory=dict)
     """`counters` of the checkpoint that it continues at."""
 
-    def skipped_samples(self) -> dict[str, int]:
-        """Unreadable images met by all workers since the beginning of the run, by reason; collective."""
-        counts = torch.tensor([float(self.stream.skipped[reason]) for reason in SKIP_REASONS])
-        now = (mean_over_workers(counts) * world_size()).tolist()
-        before = [self.counted.get(SAMPLES_SKIPPED + reason, 0) for reason in SKIP_REASONS]
-        totals = {reason: b + round(n) for reason, b, n in zip(SKIP_REASONS, before, now, strict=True)}
-        return {reason: total for reason, total in totals.items() if total}
+    def mishaps(self) -> dict[str, int]:
+        """What all workers have met since the beginning of the run, as far as there was any; collective.
+
+        `samples_skipped/REASON`: unreadable images; `storage_retries/OPERATION`: requests that had to be repeated.
+        """
+        counts = {SAMPLES_SKIPPED + reason: self.stream.skipped[reason] for reason in SKIP_REASONS}
+        counts |= {STORAGE_RETRIES + name: self.stream.retries[name] for name in STORAGE_OPERATIONS}
+        now = mean_over_workers(torch.tensor(list(counts.values()), dtype=torch.float32)) * world_size()
+        totals = {
+            name: self.counted.get(name, 0) + round(count) for name, count in zip(counts, now.tolist(), strict=True)
+        }
+        return {name: total for name, total in totals.items() if total}
 
     def counters(self) -> dict[str, int]:
         """Totals since the beginning of the run for its checkpoints; collective."""
-        skipped = {SAMPLES_SKIPPED + reason: total for reason, total in self.skipped_samples().items()}
-        return {**skipped, CHECKPOINTS_FAILED: self.store.failed}
+        return {**self.mishaps(), CHECKPOINTS_FAILED: self.store.failed}
 
     def results(self, wish: Callable[[], Wish] = no_wish) -> Iterator[IntervalResult | EpochResult]:
         """Trains; see `reid.training.loop.fit`."""

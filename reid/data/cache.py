@@ -202,8 +202,8 @@ class ShardCache:
             time.sleep(_POLL_SECONDS)
         if not fits:
             logger.warning(
-                "the shard cache %s takes %d bytes, its limit is %d: other processes have kept %d bytes busy for %.0f s;"
-                " raise cache.max_bytes",
+                "the shard cache %s takes %d bytes, its limit is %d: other processes have kept %d bytes busy for"
+                " %.0f s; raise cache.max_bytes",
                 self.folder, used + size, self.config.max_bytes, used, self.patience_seconds,
             )  # fmt: skip
         return file
@@ -227,8 +227,8 @@ class ShardCache:
         if seconds < _HARDLY_READ_SECONDS and path.suffix == _ENTRY_SUFFIX and not self._too_small:
             self._too_small = True
             logger.warning(
-                "the shard cache %s had to delete a shard %.1f s after it was read: %d bytes do not hold the shards that"
-                " are read at the same time, and they are fetched again and again; raise cache.max_bytes",
+                "the shard cache %s had to delete a shard %.1f s after it was read: %d bytes do not hold the shards"
+                " that are read at the same time, and they are fetched again and again; raise cache.max_bytes",
                 self.folder, seconds, self.config.max_bytes,
             )  # fmt: skip
 

@@ -6,8 +6,8 @@ import multiprocessing
 import queue
 import threading
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 import cv2
@@ -77,6 +77,8 @@ class LoadedBatch:
 
     batch: Batch
     skipped: tuple[SkippedImage, ...] = ()
+    retries: Mapping[str, int] = field(default_factory=dict)
+    """Requests to the storage that had to be repeated, by operation."""
 
     def pin_memory(self) -> LoadedBatch:
         """The same in page-locked memory (the name and signature that `DataLoader` looks for)."""

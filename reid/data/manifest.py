@@ -11,7 +11,7 @@ import hashlib
 import json
 from typing import Any, Final
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from reid.contracts import Settings, Split
 
@@ -104,7 +104,7 @@ class Manifest(Settings):
     index: IndexInfo
     packing: dict[str, Any]
     """The settings that shaped the content."""
-    source: dict[str, Any] = {}
+    source: dict[str, Any] = Field(default_factory=dict)
     """Options of the reader that decided what is in the set, such as {"format": "veri776", "on_duplicate": "last"};
     empty, and not in the file, where the format alone does. What they led to is in the index, so they are outside the
     hash."""

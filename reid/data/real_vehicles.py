@@ -113,7 +113,8 @@ def survey_real_vehicles(
     listed = {name: _read_list(folder / name, images, findings) for name in ("train.txt", "val.txt")}
     train, test = listed["train.txt"], listed["val.txt"]
     if options.train_split == "train+val-minus-held-out":
-        assert options.held_out is not None and options.seed is not None, "resolved"
+        assert options.held_out is not None, "resolved"
+        assert options.seed is not None, "resolved"
         train, test = _hold_out(train | test, options.held_out, options.seed)
     splits: tuple[tuple[Split, dict[str, Path]], ...] = (("train", train), ("query", test), ("gallery", test))
     records = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
@@ -23,6 +24,9 @@ class ImageSource(Protocol):
 
     def read_mask(self, row: int) -> bytes | memoryview | None:
         """The mask file of a row, if there is one."""
+
+    def take_retries(self) -> Mapping[str, int]:
+        """Requests to the storage that were repeated since the last call, in this process, by operation."""
 
 
 def read_sample(shards: ImageSource, row: int, with_mask: bool) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:

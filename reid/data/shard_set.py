@@ -20,7 +20,7 @@ from reid.contracts import DataError
 from reid.data.cache import CacheConfig, ShardCache
 from reid.data.index import Index, index_from_parquet
 from reid.data.manifest import MANIFEST_NAME, Manifest, ShardInfo, manifest_from_json
-from reid.storage import Location
+from reid.storage import Location, RetryCounter
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ class ShardSet:
         self._contents: tuple[Manifest, Index] | None = None
         self._maps: dict[int, memoryview] = {}
         self._cache: ShardCache | None = None
+        self._retries, self._retries_taken = RetryCounter(), Counter[str]()
         self._load(verify)
 
     @property
@@ -58,6 +59,13 @@ class ShardSet:
     def cache_counts(self) -> Counter[str]:
         """What the cache did for this set in this process; empty for local shards."""
         return Counter() if self._cache is None else self._cache.counts + self._cache.retries.retries
+
+    def take_retries(self) -> Counter[str]:
+        """Requests to the storage that were repeated since the last call, in this process, by operation."""
+        with self._lock:
+            now = Counter(self._retries.retries)
+            new, self._retries_taken = now - self._retries_taken, now
+            return new
 
     def __len__(self) -> int:
         return len(self.index)
@@ -96,6 +104,7 @@ class ShardSet:
         self._location, self._cache_config = storage.open_location(state["uri"]), state["cache"]
         self._expected_hash = state["hash"]
         self._lock, self._contents, self._maps, self._cache = threading.RLock(), None, {}, None
+        self._retries, self._retries_taken = RetryCounter(), Counter()
 
     def _load(self, verify: Verify) -> tuple[Manifest, Index]:
         with self._lock:
@@ -104,7 +113,7 @@ class ShardSet:
             policy = self._cache_config.policy()
             entry = self._location.child(MANIFEST_NAME)
             try:
-                manifest = manifest_from_json(storage.read_bytes(entry, policy), entry.uri)
+                manifest = manifest_from_json(storage.read_bytes(entry, policy, self._retries), entry.uri)
             except FileNotFoundError:
                 raise DataError(
                     f"{self.uri} is not a shard set: it has no {MANIFEST_NAME} (never packed, packing unfinished, or a"
@@ -113,23 +122,36 @@ class ShardSet:
             if self._expected_hash not in {None, manifest.hash}:
                 raise DataError(f"{self.uri} was replaced: expected set {self._expected_hash}, found {manifest.hash}")
             index = self._read_index(manifest)
-            _check_sizes(manifest, self._location, self._cache_config)
+            self._check_sizes(manifest)
             if verify == "full":
                 check_hashes(manifest, self._location)
             if not self._location.is_local:
-                self._cache = ShardCache(self._cache_config)
+                self._cache = ShardCache(self._cache_config, retries=self._retries)
             self._contents = manifest, index
             return self._contents
 
     def _read_index(self, manifest: Manifest) -> Index:
         entry = self._location.child(manifest.index.name)
         try:
-            data = storage.read_bytes(entry, self._cache_config.policy())
+            data = storage.read_bytes(entry, self._cache_config.policy(), self._retries)
         except FileNotFoundError:
             raise DataError(f"{entry.uri} is missing: copy or pack the set again") from None
         if storage.sha256_of(data) != manifest.index.sha256:
             raise DataError(f"{entry.uri} is damaged: its sha256 is not the manifest's; copy or pack the set again")
         return index_from_parquet(data, entry.uri)[0]
+
+    def _check_sizes(self, manifest: Manifest) -> None:
+        if self._location.is_read_only:
+            return
+        present = storage.list_sizes(self._location, self._cache_config.policy(), self._retries)
+        problems = []
+        for shard in manifest.shards:
+            size = present.get(shard.name)
+            if size is None:
+                problems.append(f"{shard.name} is missing")
+            elif size != shard.size:
+                problems.append(f"{shard.name} has {size} bytes, expected {shard.size}")
+        _refuse(problems, self._location, len(manifest.shards))
 
     def _read(self, shard: int, offset: int, size: int) -> memoryview:
         if not self._location.is_local:
@@ -177,20 +199,6 @@ def open_shards(uri: str | Path | Location, cache: CacheConfig | None = None, ve
         DataError: no complete set there, or manifest, index or a shard is missing or damaged; each bad shard is named.
     """
     return ShardSet(uri if isinstance(uri, Location) else storage.open_location(uri), cache, verify)
-
-
-def _check_sizes(manifest: Manifest, location: Location, cache: CacheConfig) -> None:
-    if location.is_read_only:
-        return
-    present = storage.list_sizes(location, cache.policy())
-    problems = []
-    for shard in manifest.shards:
-        size = present.get(shard.name)
-        if size is None:
-            problems.append(f"{shard.name} is missing")
-        elif size != shard.size:
-            problems.append(f"{shard.name} has {size} bytes, expected {shard.size}")
-    _refuse(problems, location, len(manifest.shards))
 
 
 def check_hashes(manifest: Manifest, location: Location) -> None:

@@ -109,6 +109,8 @@ class TrainStream:
                 self.table = identity_table(rows, index.label[rows], index.shard[rows].astype(np.int64), plan_config)
         self.skipped: Counter[str] = Counter()
         """Unreadable images met so far, by reason."""
+        self.retries: Counter[str] = Counter()
+        """Requests to the storage that had to be repeated so far, by operation."""
         self._seed, self._plan_config, self._loader_config = seed, plan_config, loader_config
         self._num_epochs = num_epochs
         self._bad_rows: set[int] = set()
@@ -166,6 +168,7 @@ class TrainStream:
                 loaded = next(making)
                 for image in loaded.skipped:
                     self._count(image)
+                self.retries.update(loaded.retries)
                 if step + 1 == steps and epoch + 1 < self._num_epochs:
                     # Before the last batch is given out: its consumer may never come back for more.
                     self._ahead, left_at_work = (epoch + 1, making), True
@@ -322,7 +325,8 @@ class _TrainBatches:
             boxes = transform.boxes(
                 part_boxes_of(self.shards.index, rows, self.num_parts, stripes=self.stripes), augmentation, slots
             )
-        return LoadedBatch(_as_batch(self.shards.index, rows, images, keypoints, masks, boxes), tuple(skipped))
+        batch = _as_batch(self.shards.index, rows, images, keypoints, masks, boxes)
+        return LoadedBatch(batch, tuple(skipped), self.shards.take_retries())
 
     def _read_image(
         self, row: int, batch_rows: NDArray[np.int64], skipped: list[SkippedImage]

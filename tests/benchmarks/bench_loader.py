@@ -62,6 +62,9 @@ class BytesSource:
     def read_mask(self, row: int) -> None:
         return None
 
+    def take_retries(self) -> dict[str, int]:
+        return {}
+
 
 def photographs(folder: Path) -> list[bytes]:
     return [path.read_bytes() for path in sorted(folder.glob("*.jpg"))]

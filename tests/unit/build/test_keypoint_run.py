@@ -16,6 +16,7 @@ from reid.build.report import write_run_report
 from reid.build.results import print_results, read_result
 from reid.build.run_folder import open_run
 from reid.build.run_plan import describe_plan
+from reid.build.training import build_training
 from reid.config import KeypointExperiment, load_experiment, with_overrides
 from reid.contracts import DataError
 from reid.evaluation.keypoint_prediction import predict_keypoints
@@ -162,6 +163,16 @@ def test_held_out_identities_are_not_trained_on_and_follow_from_the_seed(shards:
         rows = evaluation_rows(everything, opened)
         assert set(index.split[rows.measured]) == {"gallery"}
         assert rows.protocol == "annotated test images"
+
+
+def test_what_went_wrong_is_published_by_kind_once_there_is_any(shards: Path, tmp_path: Path) -> None:
+    training = build_training(experiment_on(shards, tmp_path), CPU)
+    assert training.mishaps() == {}
+    training.stream.retries.update(download=3)
+    training.stream.skipped.update(image_truncated=2)
+    assert training.mishaps() == {"samples_skipped/image_truncated": 2, "storage_retries/download": 3}
+    training.stream.close()
+    training.shards.close()
 
 
 def test_a_data_set_without_keypoints_is_a_data_error(shards: Path, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def test_counters_go_on_where_the_checkpoint_left_them(experiment: Experiment) -
     first.stream.close()
 
     second = build_training(experiment, CPU)
-    assert second.skipped_samples() == {"image_truncated": 2}
+    assert second.mishaps() == {"samples_skipped/image_truncated": 2}
     assert second.store.failed == 3
     second.stream.skipped["image_truncated"] += 1
     second.stream.skipped["image_unreadable"] += 1

@@ -25,6 +25,9 @@ class MemorySource:
     def read_mask(self, row: int) -> bytes | None:
         return self.masks[row]
 
+    def take_retries(self) -> dict[str, int]:
+        return {}
+
 
 def make_source(
     images_per_vehicle: list[int],

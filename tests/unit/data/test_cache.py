@@ -22,8 +22,11 @@ import pytest
 from reid.contracts import DataError
 from reid.data.cache import CacheConfig, ShardCache
 from reid.data.manifest import ShardInfo
+from reid.data.plan import PlanConfig
 from reid.data.shard_set import open_shards
 from reid.data.shards import pack_shards
+from reid.data.stream import LoaderConfig, TrainStream
+from reid.data.transforms import TransformConfig
 from reid.storage import Location, open_location
 from tests.unit.data.raw_images import SMALL, draw_records
 
@@ -312,3 +315,20 @@ def test_reading_a_set_larger_than_the_limit_keeps_within_it(tmp_path: Path, rem
     assert len(manifest.shards) > 2
     near = open_shards(tmp_path / "far" / "set")
     assert views == [near.read_image(row) for row in range(len(near)) for _ in several], "bytes stay valid"
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_repeated_downloads_are_told_to_the_stream_by_loader_processes_too(
+    tmp_path: Path, remote: Location, processes: int
+) -> None:
+    manifest = pack_shards(draw_records(tmp_path / "raw"), tmp_path / "far" / "set", SMALL)
+    config = CacheConfig(folder=str(tmp_path / "cache"), wait_seconds=0.001)
+    shards = open_shards(f"{remote.uri}/set", config)
+    trained = [shard.name for shard in manifest.shards if shard.split == "train"]
+    Handler.damage.update({f"set/{name}": 2 for name in trained})
+    plan, transform = PlanConfig(identities_per_batch=2, images_per_identity=2), TransformConfig(height=16, width=16)
+    stream = TrainStream(shards, plan, transform, LoaderConfig(processes=processes), seed=0)
+    for epoch in range(2):
+        assert len(list(stream.batches(epoch))) == stream.steps_in_epoch(epoch)
+    stream.close()
+    assert stream.retries == {"download": 2 * len(trained)}
