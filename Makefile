@@ -34,7 +34,7 @@ demo: $(READY)  ## synthetic vehicles -> shards -> PPT on two workers -> report,
 	$(BIN)/python jobs/train_ppt.py --config jobs/configs/demo.yaml
 
 test: check  ## the checks and the default test suite
-	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --no-loadscope-reorder
 
 kill-campaign: $(READY)  ## 50 kills of a training without Ray: nothing acknowledged may be lost
 	$(BIN)/python -m pytest -m slow tests/integration

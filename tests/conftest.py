@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 NUM_TESTS_FLOOR = 1600
 """Tests of the default suite at the least; raise it when the suite has grown."""
 
 
-RAY_TESTS = Path(__file__).parent / "cluster"
+class _ByFile(LoadFileScheduling):  # type: ignore[misc]
+    """Tests in several processes: each file in one, whose fixtures are made once; all with Ray, which wait, in one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        return "tests/cluster" if file.startswith("tests/cluster/") else file
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        # In several processes all tests with Ray run in one, which mostly waits; a file's fixtures are made once.
-        of_ray = item.path.is_relative_to(RAY_TESTS)
-        item.add_marker(pytest.mark.xdist_group("ray" if of_ray else str(item.path)))
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByFile:
+    return _ByFile(config, log)
 
 
 @pytest.hookimpl(tryfirst=True)
