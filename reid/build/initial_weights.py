@@ -96,8 +96,8 @@ def _read(section: str, location: Location, suffixes: tuple[str, ...], sha256: s
     """The tensors of a checkpoint folder or of a file with one of the suffixes, compared with the expected hash."""
     if not exists(location):
         raise FileNotFoundError(
-            f"{section}.weights={location.uri}: expected a checkpoint folder or {_list(suffixes)} file, which does not"
-            f" exist; give another, or set {section}.weights to null for random ones"
+            f"{section}.weights={location.uri}: expected a checkpoint folder or a {_list(suffixes)} file, but it does"
+            f" not exist; give another, or set {section}.weights to null for random ones"
         )
     if location.name.endswith(suffixes):
         data = read_bytes(location)
@@ -153,4 +153,5 @@ def _backbone_of(state: Mapping[str, Tensor], location: Location) -> dict[str, T
 
 
 def _list(suffixes: tuple[str, ...]) -> str:
-    return " or ".join(suffixes)
+    *others, last = suffixes
+    return f"{', '.join(others)} or {last}" if others else last

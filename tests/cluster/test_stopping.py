@@ -93,7 +93,7 @@ def test_what_a_worker_refuses_is_not_tried_again_and_again(
     experiment = tiny_experiment(
         tiny_shards, tmp_path, f"model.backbone.weights={missing}", "cluster.num_workers=1", "cluster.max_failures=50"
     )
-    with pytest.raises(ValueError, match=r"rank 0: backbone\.weights=.*missing\.pth.*does not exist"):
+    with pytest.raises(ValueError, match=r"rank 0: model\.backbone\.weights=.*missing\.pth.*does not exist"):
         train(experiment)
 
 

@@ -238,7 +238,7 @@ def test_what_holds_no_backbone_is_refused(checkpoint: Path, tmp_path: Path) -> 
         backbone_state(backbone_from(checkpoint))
     with pytest.raises(ValueError, match=r"model\.backbone\.weights=.* is a run folder"):
         backbone_state(backbone_from(checkpoint.parent.parent))
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth: expected .* which does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth: expected .* but it does not exist"):
         backbone_state(backbone_from(tmp_path / "nowhere.pth"))
 
 
