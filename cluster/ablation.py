@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from cluster.evaluation import evaluate_checkpoint, evaluate_occluded
 from cluster.pixel_ensemble import train_pixel_ensemble
@@ -193,26 +194,34 @@ def result_of(experiment: ReidExperiment, occluded: float = 0.0, occluded_parts:
         assert name is not None, "training ends with a checkpoint"
     folder = open_run(experiment)
     checkpoint = folder.checkpoints.child(name).uri
-    settings = experiment.evaluation.model_dump(mode="json")
-    evaluated = experiment
-    if occluded and experiment.evaluation.partial_tasks:
-        assert occluded_parts is not None, "rows without their data set are left out"
-        evaluated = with_overrides(experiment, [f"data.shards={occluded_parts}"])
-        with open_shards(occluded_parts) as shards:
-            settings["occluded"] = {"data": shards.manifest.hash}
-    elif occluded:
-        settings["occluded"] = {"severity": occluded, "seed": OCCLUSION_SEED}
+    about, evaluate = _evaluation_of(experiment, checkpoint, occluded, occluded_parts)
+    settings = {**experiment.evaluation.model_dump(mode="json"), **about}
     stored = folder.evaluation_with(name, settings)
     if stored is None:
         check_evaluation_resources(experiment.cluster)
-        if occluded and evaluated is experiment:
-            stored = evaluate_occluded(experiment, checkpoint, [occluded], OCCLUSION_SEED)[-1].to_json()
-        else:
-            stored = evaluate_checkpoint(evaluated, checkpoint).to_json()
+        stored = evaluate()
         folder.write_evaluation_with(name, settings, stored)
     result = read_result(experiment, stored)
     assert isinstance(result, RetrievalResult)
     return result
+
+
+def _evaluation_of(
+    experiment: ReidExperiment, checkpoint: str, occluded: float, occluded_parts: str | None
+) -> tuple[dict[str, Any], Callable[[], dict[str, Any]]]:
+    """What sets this evaluation apart from that of clean queries, and the work itself; see `result_of`."""
+    if not occluded:
+        return {}, lambda: evaluate_checkpoint(experiment, checkpoint).to_json()
+    if not experiment.evaluation.partial_tasks:
+        patches = {"severity": occluded, "seed": OCCLUSION_SEED}
+        return {"occluded": patches}, lambda: evaluate_occluded(experiment, checkpoint, [occluded], OCCLUSION_SEED)[
+            -1
+        ].to_json()
+    assert occluded_parts is not None, "rows without their data set are left out"
+    with open_shards(occluded_parts) as shards:
+        data = {"data": shards.manifest.hash}
+    there = with_overrides(experiment, [f"data.shards={occluded_parts}"])
+    return {"occluded": data}, lambda: evaluate_checkpoint(there, checkpoint).to_json()
 
 
 def _by_variant(tables: Mapping[str, AblationTable]) -> dict[str, list[tuple[str, AblationRow]]]:

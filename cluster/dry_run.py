@@ -12,7 +12,7 @@ import math
 import resource
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,29 +26,21 @@ from torch import nn
 from cluster.evaluation import prepare_worker
 from cluster.placement import describe_evaluation_worker
 from cluster.resources import (
-    check_evaluation_resources,
-    check_training_resources,
-    ray_connection,
-    resolve_device,
     threads_for,
 )
 from cluster.slices import Allowance, start_slice
-from cluster.trainer import Resume, check_resume, with_absolute_addresses
+from cluster.trainer import Resume, checked_run
 from reid.build.data import open_data, open_eval_stream, open_train_stream
 from reid.build.evaluation import evaluation_trials
 from reid.build.keypoint_evaluation import evaluation_rows, raw_sizes
-from reid.build.run_folder import open_run, refuse_mixed_folders
-from reid.build.run_plan import describe_plan
 from reid.build.training import ReidModel, build_step
 from reid.config import AnyExperiment, KeypointExperiment, experiment_of
-from reid.data.plan import lanes_of_worker
 from reid.data.shard_set import ShardSet
 from reid.evaluation.distances import cosine_distances
 from reid.evaluation.extract import extract_features
 from reid.evaluation.keypoint_prediction import predict_peaks
 from reid.evaluation.protocols import rows_of_trials
 from reid.storage import delete_tree, write_bytes_atomic
-from reid.training.run_lock import RunLock
 
 logger = logging.getLogger(__name__)
 
@@ -77,24 +69,13 @@ def dry_run(experiment: AnyExperiment, resume: Resume = Resume.AUTO, *, resume_a
         DataError: The shards cannot be used.
         ValueError: What else would stop the run.
     """
-    experiment = with_absolute_addresses(experiment)
-    refuse_mixed_folders(experiment)
-    lanes_of_worker(experiment.data.plan, 0, experiment.cluster.num_workers)  # refuses a batch that cannot be shared
-    folder = open_run(experiment)
-    with ExitStack() as stack:
-        shards = stack.enter_context(open_data(experiment))
+    with checked_run(experiment, resume, resume_anyway) as run:
+        experiment, shards, device = run.experiment, run.shards, run.device
         images = len(_rows_to_evaluate(experiment, shards))
-        stack.enter_context(RunLock(folder.location))
-        newest = check_resume(experiment, folder, shards.manifest.hash, resume, resume_anyway)
-        stack.enter_context(ray_connection())
-        device = resolve_device(experiment.cluster)
-        check_training_resources(experiment.cluster, device)
-        check_evaluation_resources(experiment.cluster)
-        logger.info("%s", describe_plan(experiment, shards, device=device, resumed_from=newest))
-        probe = folder.location.child(".dry-run")
+        probe = run.folder.location.child(".dry-run")
         write_bytes_atomic(probe, b"writable")
         delete_tree(probe)
-        logger.info("storage: %s can be written", folder.location.uri)
+        logger.info("storage: %s can be written", run.folder.location.uri)
         logger.info("trying %d steps and an evaluation of %d images ...", STEPS, EVALUATION_IMAGES)
         trial = _try_training(experiment, device)
         images_per_second = _try_evaluation(experiment)

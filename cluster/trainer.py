@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -67,6 +68,57 @@ class TrainingOutcome:
     """Address of the report page."""
 
 
+@dataclass(frozen=True)
+class CheckedRun:
+    """A run that can start: nobody else has its folder, and its cluster is connected."""
+
+    experiment: AnyExperiment
+    """With absolute addresses."""
+    folder: RunFolder
+    shards: ShardSet
+    lock: RunLock
+    resumed_from: str | None
+    """Name of the checkpoint that it continues at."""
+    device: str
+    """Of its training workers."""
+    plan: str
+    """As it was logged."""
+
+
+@contextmanager
+def checked_run(
+    experiment: AnyExperiment, resume: Resume, resume_anyway: bool, *, figures_needed: bool = True
+) -> Iterator[CheckedRun]:
+    """Everything that a run is refused for before its workers start, in this order; then its plan is logged.
+
+    Args:
+        experiment: The run.
+        resume: Whether existing checkpoints may, must not or have to be there.
+        resume_anyway: Continue although settings differ from the checkpoint's.
+        figures_needed: Refuse data on which every evaluation would fail.
+
+    Raises:
+        DataError, ValueError: As `train`.
+    """
+    experiment = with_absolute_addresses(experiment)
+    refuse_mixed_folders(experiment)
+    folder = open_run(experiment)
+    lanes_of_worker(experiment.data.plan, 0, experiment.cluster.num_workers)  # refuses a batch that cannot be shared
+    with ExitStack() as stack:
+        shards = stack.enter_context(open_data(experiment))
+        if figures_needed:
+            check_evaluation(experiment, shards)
+        lock = stack.enter_context(RunLock(folder.location))
+        newest = _check_resume(experiment, folder, shards.manifest.hash, resume, resume_anyway)
+        stack.enter_context(ray_connection())
+        device = resolve_device(experiment.cluster)
+        check_training_resources(experiment.cluster, device)
+        check_evaluation_resources(experiment.cluster)
+        plan = describe_plan(experiment, shards, device=device, resumed_from=newest)
+        logger.info("%s", plan)
+        yield CheckedRun(experiment, folder, shards, lock, newest, device, plan)
+
+
 def train(
     experiment: AnyExperiment,
     resume: Resume = Resume.AUTO,
@@ -89,22 +141,8 @@ def train(
         EvaluationFailed: Training is complete, the evaluation of its last checkpoint is not.
         KeyboardInterrupt: The run was interrupted: once, and it has saved a checkpoint; twice, and it ended at once.
     """
-    experiment = with_absolute_addresses(experiment)
-    refuse_mixed_folders(experiment)
-    folder = open_run(experiment)
-    lanes_of_worker(experiment.data.plan, 0, experiment.cluster.num_workers)  # refuses a batch that cannot be shared
-    with ExitStack() as stack:
-        shards = stack.enter_context(open_data(experiment))
-        if figures_needed:
-            check_evaluation(experiment, shards)
-        lock = stack.enter_context(RunLock(folder.location))
-        stack.enter_context(ray_connection())
-        newest = check_resume(experiment, folder, shards.manifest.hash, resume, resume_anyway)
-        device = resolve_device(experiment.cluster)
-        check_training_resources(experiment.cluster, device)
-        check_evaluation_resources(experiment.cluster)
-        plan = describe_plan(experiment, shards, device=device, resumed_from=newest)
-        logger.info("%s", plan)
+    with checked_run(experiment, resume, resume_anyway, figures_needed=figures_needed) as run:
+        experiment, folder, device = run.experiment, run.folder, run.device
         folder.write_config(experiment)
         folder.clear_unfinished_ray_state()
         RefusalMark(folder.location).remove()
@@ -115,12 +153,12 @@ def train(
             scaling_config=scaling_config(experiment.cluster, device),
             run_config=run_config(experiment.cluster, folder.location),
         )
-        resumed_step = 0 if newest is None else int(newest.rsplit("-", 1)[-1])
-        with RunFollower(experiment, folder, lock, resumed_step=resumed_step) as follower:
+        resumed_step = 0 if run.resumed_from is None else int(run.resumed_from.rsplit("-", 1)[-1])
+        with RunFollower(experiment, folder, run.lock, resumed_step=resumed_step) as follower:
             _fit_stoppable(trainer, follower, folder)
             _refuse_unfinished(experiment, folder)
             results = follower.finish()
-        page = _report(experiment, folder, shards, results[-1], plan)
+        page = _report(experiment, folder, run.shards, results[-1], run.plan)
         return TrainingOutcome(results=tuple(results), report=page)
 
 
@@ -252,7 +290,7 @@ def _report(experiment: AnyExperiment, folder: RunFolder, shards: ShardSet, resu
     return page
 
 
-def check_resume(
+def _check_resume(
     experiment: AnyExperiment, folder: RunFolder, data_hash: str, resume: Resume, resume_anyway: bool
 ) -> str | None:
     """Name of the checkpoint that the run continues at; refuses what `resume` does not allow or does not fit."""

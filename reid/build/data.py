@@ -52,7 +52,7 @@ def open_train_stream(
         num_epochs=experiment.training.loop.epochs,
         rows=rows,
         num_parts=experiment.model.parts_read if isinstance(experiment, PMNetExperiment) else 0,
-        stripes=_uses_stripes(experiment),
+        stripes=uses_stripes(experiment),
     )
 
 
@@ -67,7 +67,7 @@ def check_train_data(experiment: AnyExperiment, shards: ShardSet) -> None:
             f"data.shards={experiment.data.shards}: no training image has keypoints, so planes teach nothing: add them"
             " (jobs/add_keypoints.py), or set model.planes=null"
         )
-    if isinstance(experiment, PMNetExperiment) and not experiment.model.uses_stripes:
+    if isinstance(experiment, PMNetExperiment) and not uses_stripes(experiment):
         check_part_boxes(shards.index, experiment.model.parts_read)
 
 
@@ -119,9 +119,14 @@ def open_eval_stream(
         _loader(experiment, device).model_copy(update={"masks": False}),
         batch_size=experiment.evaluation.batch_size,
         num_parts=evaluation_parts(experiment),
-        stripes=_uses_stripes(experiment),
+        stripes=uses_stripes(experiment),
         occlusion=occlusion,
     )
+
+
+def uses_stripes(experiment: AnyExperiment) -> bool:
+    """Whether parts are uniform stripes, whatever the shards hold."""
+    return isinstance(experiment, PMNetExperiment) and experiment.model.uses_stripes
 
 
 def evaluation_parts(experiment: AnyExperiment) -> int:
@@ -129,10 +134,6 @@ def evaluation_parts(experiment: AnyExperiment) -> int:
     if isinstance(experiment, PMNetExperiment) and experiment.evaluation.partial_tasks:
         return experiment.model.parts_read
     return 0
-
-
-def _uses_stripes(experiment: AnyExperiment) -> bool:
-    return isinstance(experiment, PMNetExperiment) and experiment.model.uses_stripes
 
 
 def _loader(experiment: AnyExperiment, device: torch.device) -> LoaderConfig:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from reid.build.checkpoints import EvaluatedCheckpoint, TrainedRun, load_trained_run
-from reid.build.data import evaluation_parts, open_data, open_eval_stream
+from reid.build.data import evaluation_parts, open_data, open_eval_stream, uses_stripes
 from reid.build.results import Result
 from reid.build.training import ReidModel, build_model
 from reid.config import AnyExperiment, Experiment, KeypointExperiment, PANetExperiment, PMNetExperiment, ReidExperiment
@@ -110,9 +110,7 @@ def evaluation_trials(experiment: ReidExperiment, shards: ShardSet) -> list[Tria
     """
     evaluation = experiment.evaluation
     if evaluation_parts(experiment):
-        refuse_clean_parts(
-            shards, uses_stripes=isinstance(experiment, PMNetExperiment) and experiment.model.uses_stripes
-        )
+        refuse_clean_parts(shards, uses_stripes=uses_stripes(experiment))
     trials = protocol_trials(evaluation.protocol, shards.index, evaluation.trials)
     check_positives(evaluation.protocol, trials, shards.index.identity_codes(), shards.index.camera_codes())
     check_reranking(evaluation.rerank, trials)

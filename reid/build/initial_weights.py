@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import logging
 import pickle
@@ -17,7 +16,7 @@ from reid.build.checkpoints import checkpoint_digest
 from reid.models.backbone import BackboneConfig
 from reid.models.hourglass import Hourglass
 from reid.models.state_dict import load_fitting_state
-from reid.storage import Location, exists, list_names, open_location, read_bytes
+from reid.storage import Location, exists, list_names, open_location, read_bytes, sha256_of
 from reid.training.checkpoint import CheckpointStore
 from reid.training.checkpoint_files import tensors_from_bytes
 
@@ -65,7 +64,7 @@ def backbone_state(config: BackboneConfig) -> dict[str, Tensor] | None:
     """
     if config.weights is None:
         return None
-    location, sha256 = backbone_source(config), config.sha256
+    location, sha256 = _backbone_source(config), config.sha256
     if config.weights == CACHE:
         if not exists(location):
             raise FileNotFoundError(
@@ -83,7 +82,7 @@ def backbone_state(config: BackboneConfig) -> dict[str, Tensor] | None:
     return state
 
 
-def backbone_source(config: BackboneConfig) -> Location:
+def _backbone_source(config: BackboneConfig) -> Location:
     """The file or checkpoint that `config.weights`, which is not None, means. Opens nothing."""
     if config.weights == CACHE:
         file = _IMAGENET_WEIGHTS[config.name].url.rpartition("/")[2]
@@ -101,7 +100,7 @@ def _read(section: str, location: Location, suffixes: tuple[str, ...], sha256: s
         )
     if location.name.endswith(suffixes):
         data = read_bytes(location)
-        _check_hash(location, hashlib.sha256(data).hexdigest(), sha256)
+        _check_hash(location, sha256_of(data), sha256)
         return (
             tensors_from_bytes(data, location.uri) if location.name.endswith(_SAFETENSORS) else _plain(data, location)
         )
