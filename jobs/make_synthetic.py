@@ -1,6 +1,7 @@
 """Draw a synthetic vehicle data set in VeRi-776's raw layout, with exact keypoints and masks.
 
     python jobs/make_synthetic.py --root data/synthetic
+    python jobs/make_synthetic.py --root data/city --traffic 0.8
     python jobs/make_synthetic.py --root data/large --train-identities 576 --test-identities 200 --cameras 20
 
 A folder that already holds the same data set is left as it is. Ends with 0 when the data set is there, 2 when not.
@@ -28,6 +29,7 @@ OPTIONS = {
     "mark-scale": "mark_scale",
     "colour-cast": "colour_cast",
     "degradation": "degradation",
+    "traffic": "traffic",
     "min-long-side": "min_long_side",
     "max-long-side": "max_long_side",
     "seed": "seed",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal, Self
+from typing import Final, Literal, Self, get_args
 
 import cv2
 import numpy as np
@@ -26,6 +26,7 @@ from reid.data.synthetic_render import render_vehicle
 from reid.data.synthetic_scene import develop, draw_ground, draw_obstacle
 from reid.data.synthetic_styles import Style, make_style
 from reid.data.synthetic_surfaces import Atlas, Canvas, join_canvases
+from reid.data.synthetic_traffic import Neighbour, draw_before, draw_behind, draw_places, stand
 
 
 class SyntheticConfig(Settings):
@@ -62,6 +63,8 @@ class SyntheticConfig(Settings):
     """Strength of blur, noise and compression; larger is harder."""
     obstacles: float = Field(default=1.0, ge=0.0, le=3.0)
     """Factor on the share of images in which a post or another vehicle hides something (on average 8 %)."""
+    traffic: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of the four places around a vehicle (ahead, behind, beside) that others take; larger is harder."""
     seed: int = Field(default=0, ge=0)
     """Everything drawn follows from it."""
 
@@ -111,8 +114,13 @@ class SyntheticVehicle:
     keypoints: BodyKeypoints
 
 
-_Stream = Literal["group", "unique", "style", "marks", "fittings", "camera", "track", "shot", "route"]
-_STREAMS: tuple[_Stream, ...] = ("group", "unique", "style", "marks", "fittings", "camera", "track", "shot", "route")
+_Stream = Literal[
+    "group", "unique", "style", "marks", "fittings", "camera", "track", "shot", "route", "traffic", "neighbour"
+]
+_STREAMS: tuple[_Stream, ...] = get_args(_Stream)
+"""A stream is known by its place: new ones go to the end."""
+_NEIGHBOURS: Final = 48
+"""Models of other vehicles in traffic, without marks; none of them is an identity."""
 
 
 def random_stream(config: SyntheticConfig, stream: _Stream, *numbers: int) -> np.random.Generator:
@@ -198,15 +206,20 @@ def draw_vehicle_image(config: SyntheticConfig, identity: int, camera: int, shot
     long_side = low + (high - low) * float(chance.uniform(start, end)) ** 1.3
     projection, size, raw_size = _frame(vehicle, passage, long_side, chance)
     style = vehicle.style
-    ground = draw_ground(road_camera, style.shape, projection, size, passage, chance)
+    neighbours = _neighbours(config, vehicle, projection, passage, size, (identity, camera, shot))
+    casters = [(style.shape, projection, passage), *((n.shape, n.projection, n.passage) for n in neighbours)]
+    scene = draw_ground(road_camera, casters, size, chance)
+    distance = float(np.linalg.norm(projection.position))
+    draw_behind(scene, neighbours, distance, size)
     drawn = render_vehicle(style.shape, vehicle.mesh, vehicle.atlas, projection, passage, size)
     covered = drawn.triangle >= 0
-    scene = np.asarray(cv2.copyTo(drawn.colour, covered.view(np.uint8), ground))
-    hidden = np.zeros(covered.shape, np.bool_)
+    scene = np.asarray(cv2.copyTo(drawn.colour, covered.view(np.uint8), scene))
+    hidden = draw_before(scene, covered, neighbours, distance, size)
     if chance.random() < road_camera.occluded * config.obstacles:
-        colours, hidden = draw_obstacle(size, chance)
-        scene[hidden] = colours[hidden]
-        covered &= ~hidden
+        colours, obstacle = draw_obstacle(size, chance)
+        scene[obstacle] = colours[obstacle]
+        hidden |= obstacle
+    covered &= ~hidden
     mask = cv2.resize(covered.view(np.uint8) * np.uint8(255), raw_size, interpolation=cv2.INTER_LINEAR)
     return SyntheticImage(
         image=develop(scene, road_camera, passage, raw_size, chance),
@@ -215,6 +228,34 @@ def draw_vehicle_image(config: SyntheticConfig, identity: int, camera: int, shot
         orientation=orientation_code(passage.azimuth),
         jpeg_quality=road_camera.jpeg_quality,
     )
+
+
+def _neighbours(
+    config: SyntheticConfig,
+    vehicle: SyntheticVehicle,
+    projection: Projection,
+    passage: Passage,
+    size: tuple[int, int],
+    image: tuple[int, int, int],
+) -> list[Neighbour]:
+    """The vehicles around this one that the picture shows; `image` is (identity, camera, shot)."""
+    if not config.traffic:
+        return []
+    chance = random_stream(config, "traffic", *image)
+    neighbours = []
+    for place in draw_places(config.traffic, chance):
+        other = _build_neighbour(config, int(chance.integers(_NEIGHBOURS)))
+        standing = stand(place, other[0].shape, *other[1:], vehicle.style.shape, projection, passage)
+        if standing.is_seen(size):
+            neighbours.append(standing)
+    return neighbours
+
+
+@lru_cache(maxsize=_NEIGHBOURS)
+def _build_neighbour(config: SyntheticConfig, number: int) -> tuple[Style, Mesh, Atlas]:
+    """A vehicle of the traffic: a model of its own, without marks."""
+    style = make_style(random_stream(config, "neighbour", number))
+    return style, build_mesh(style.shape, ()), join_canvases(_painted_model(style), style.shape)
 
 
 def _frame(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from collections.abc import Sequence
+from functools import lru_cache, reduce
 from typing import Final
 
 import cv2
@@ -89,13 +90,19 @@ def grain_picture(side: int) -> NDArray[np.float32]:
 
 def draw_ground(
     camera: RoadCamera,
-    shape: BodyShape,
-    projection: Projection,
+    casters: Sequence[tuple[BodyShape, Projection, Passage]],
     size: tuple[int, int],
-    passage: Passage,
     shot: np.random.Generator,
 ) -> Picture:
-    """(H, W, 4) the road with the vehicle's shadow, and the distance where the picture reaches above the horizon."""
+    """(H, W, 4) the road with the vehicles' shadows, and the distance where the picture reaches above the horizon.
+
+    Args:
+        camera: whose road it is.
+        casters: of each vehicle its shape, and camera and light in its own frame; the first is the one in the middle.
+        size: (width, height).
+        shot: of this image.
+    """
+    _, projection, passage = casters[0]
     width, height = size
     scale = _TILE_PIXELS / _TILE_METRES
     along = shot.uniform(-4, 4)
@@ -112,7 +119,8 @@ def draw_ground(
         road_picture(camera.road), homography, half_size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
     )
     light = (1 - passage.direct) + passage.direct * (0.5 + 0.85 * float(passage.light[2]))
-    lit = cv2.resize(_lit_share(size, shape, projection, passage), half_size, interpolation=cv2.INTER_LINEAR)
+    shares = (_lit_share(size, *caster) for caster in casters)
+    lit = cv2.resize(reduce(cv2.min, shares), half_size, interpolation=cv2.INTER_LINEAR)
     ground = np.asarray(cv2.resize(cv2.multiply(road, lit, scale=light / 255), size, interpolation=cv2.INTER_LINEAR))
     rise = projection.rays()[2]  # height gained per unit of depth, over (column, row, 1)
     if rise[2] + max(0.0, rise[0] * width) > -0.02:
