@@ -30,7 +30,12 @@ class ConfigError(ValueError):
 
     def __init__(self, problems: Sequence[str], source: str) -> None:
         self.problems = tuple(problems)
+        self._source = source
         super().__init__(f"{source}: {len(problems)} problem(s)\n" + "\n".join(f"  {line}" for line in problems))
+
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[tuple[str, ...], str]]:
+        """Crosses processes whole."""
+        return type(self), (self.problems, self._source)
 
 
 def read_file(path: str | Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,13 @@ def test_all_problems_are_shown_at_once_with_their_paths(tmp_path: Path) -> None
     assert "'many'" in text
     assert "data.plan.identities_per_batch" in text
     assert len(caught.value.problems) == 4
+
+
+def test_an_error_crosses_processes_whole() -> None:
+    expected = ConfigError(["a: wrong", "b: unknown"], "run.yaml")
+    actual = pickle.loads(pickle.dumps(expected))
+    assert isinstance(actual, ConfigError)
+    assert (str(actual), actual.problems) == (str(expected), ("a: wrong", "b: unknown"))
 
 
 def test_a_key_of_another_section_is_found(tmp_path: Path) -> None:
