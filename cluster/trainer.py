@@ -14,6 +14,7 @@ from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
+from cluster.clocks import warn_of_clocks
 from cluster.evaluation import evaluate_checkpoint
 from cluster.follower import RunFollower
 from cluster.resources import (
@@ -114,6 +115,7 @@ def checked_run(
         device = resolve_device(experiment.cluster)
         check_training_resources(experiment.cluster, device)
         check_evaluation_resources(experiment.cluster)
+        warn_of_clocks()
         plan = describe_plan(experiment, shards, device=device, resumed_from=newest)
         logger.info("%s", plan)
         yield CheckedRun(experiment, folder, shards, lock, newest, device, plan)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from reid.build.code_version import code_version
 from reid.build.data import open_data, open_train_stream
 from reid.build.initial_weights import backbone_state, load_initial_weights
 from reid.build.run_folder import RunFolder, open_run
@@ -212,7 +213,9 @@ def build_training(experiment: AnyExperiment, device: torch.device, *, resume_an
     folder = open_run(experiment)
     shards = open_data(experiment, verify="sizes")
     description = describe_run(experiment, shards.manifest.hash)
-    refuse_disagreement({"configuration": str(description.fixed), "data set": description.data_hash})
+    refuse_disagreement(
+        {"program": code_version(), "configuration": str(description.fixed), "data set": description.data_hash}
+    )
     stream = open_train_stream(experiment, shards, rank(), world_size(), device)
     store = CheckpointStore(folder.checkpoints, experiment.training.checkpoint)
     # One worker looks for the newest sound checkpoint, so that all continue at the same one.

@@ -11,6 +11,7 @@ import ray
 from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 
+from cluster.clocks import warn_of_clocks
 from cluster.run_marks import StopMark
 from cluster.trainer import Resume, TrainingFailed, train
 from reid.build.metrics_log import read_metrics
@@ -48,6 +49,7 @@ def test_a_node_that_goes_away_makes_the_run_save_before_it_is_gone(
     try:
         node = cluster.add_node(num_cpus=2)
         ray.init(address=cluster.address, log_to_driver=False)
+        assert list(warn_of_clocks().values()) == [0.0, 0.0]  # two nodes, one clock
 
         def announce_the_end_of_the_node() -> None:
             try:
