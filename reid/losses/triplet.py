@@ -88,7 +88,7 @@ def hardest_triplets(features: Tensor, labels: Tensor, shown: Tensor | None = No
     cost = torch.sub(products.diagonal(dim1=-2, dim2=-1).unsqueeze(-2), products, alpha=2)
 
     same_identity = labels.unsqueeze(-1) == labels
-    positive_cost = cost.masked_fill(~same_identity, -torch.inf)
+    positive_cost = cost.where(same_identity, -torch.inf)
     positive_cost.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)  # an image is not its own positive
     negative_cost = cost.masked_fill_(same_identity, torch.inf)
     if shown is not None:
@@ -97,8 +97,8 @@ def hardest_triplets(features: Tensor, labels: Tensor, shown: Tensor | None = No
         negative_cost.masked_fill_(hidden, torch.inf)
     farthest, positives = positive_cost.max(-1)
     nearest, negatives = negative_cost.min(-1)
-    # Not-a-number features stay valid anchors, so that the loss shows them.
-    valid = (farthest != -torch.inf).logical_and_(nearest != torch.inf)
+    # -inf where either is missing. Not-a-number features stay valid anchors, so that the loss shows them.
+    valid = farthest.sub_(nearest) != -torch.inf
     return Triplets(positives, negatives, valid if shown is None else valid.logical_and_(shown))
 
 
@@ -158,4 +158,4 @@ class _BatchHard(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, scales: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * scales[..., None, None], None, None, None, None
+        return gradient * scales.view(*scales.shape, 1, 1), None, None, None, None
