@@ -33,7 +33,7 @@ def warn_of_clocks() -> dict[str, float]:
     asked = {
         _time_there.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(): f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+        ).remote(): f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, {node['NodeID'][:8]})"
         for node in nodes
     }
     differences = {}
