@@ -213,10 +213,12 @@ def _evaluation_of(
     if not occluded:
         return {}, lambda: evaluate_checkpoint(experiment, checkpoint).to_json()
     if not experiment.evaluation.partial_tasks:
-        patches = {"severity": occluded, "seed": OCCLUSION_SEED}
-        return {"occluded": patches}, lambda: evaluate_occluded(experiment, checkpoint, [occluded], OCCLUSION_SEED)[
-            -1
-        ].to_json()
+
+        def evaluate() -> dict[str, Any]:
+            results = evaluate_occluded(experiment, checkpoint, [occluded], OCCLUSION_SEED)
+            return results[-1].to_json()  # after that of clean queries
+
+        return {"occluded": {"severity": occluded, "seed": OCCLUSION_SEED}}, evaluate
     assert occluded_parts is not None, "rows without their data set are left out"
     with open_shards(occluded_parts) as shards:
         data = {"data": shards.manifest.hash}

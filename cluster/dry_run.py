@@ -25,9 +25,7 @@ from torch import nn
 
 from cluster.evaluation import prepare_worker
 from cluster.placement import describe_evaluation_worker
-from cluster.resources import (
-    threads_for,
-)
+from cluster.resources import threads_for
 from cluster.slices import Allowance, start_slice
 from cluster.trainer import Resume, checked_run
 from reid.build.data import open_data, open_eval_stream, open_train_stream

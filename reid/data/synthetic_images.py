@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from reid.contracts import Settings
-from reid.data.synthetic_bodies import build_mesh
+from reid.data.synthetic_bodies import BodyShape, build_mesh
 from reid.data.synthetic_cameras import Passage, Projection, RoadCamera, look_at, make_camera, make_passage
 from reid.data.synthetic_keypoints import BodyKeypoints, orientation_code, place_keypoints, seen_from
 from reid.data.synthetic_marks import draw_fittings, paint_fittings, paint_marks
@@ -245,17 +245,17 @@ def _neighbours(
     neighbours = []
     for place in draw_places(config.traffic, chance):
         other = _build_neighbour(config, int(chance.integers(_NEIGHBOURS)))
-        standing = stand(place, other[0].shape, *other[1:], vehicle.style.shape, projection, passage)
+        standing = stand(place, *other, vehicle.style.shape, projection, passage)
         if standing.is_seen(size):
             neighbours.append(standing)
     return neighbours
 
 
 @lru_cache(maxsize=_NEIGHBOURS)
-def _build_neighbour(config: SyntheticConfig, number: int) -> tuple[Style, Mesh, Atlas]:
+def _build_neighbour(config: SyntheticConfig, number: int) -> tuple[BodyShape, Mesh, Atlas]:
     """A vehicle of the traffic: a model of its own, without marks."""
     style = make_style(random_stream(config, "neighbour", number))
-    return style, build_mesh(style.shape, ()), join_canvases(_painted_model(style), style.shape)
+    return style.shape, build_mesh(style.shape, ()), join_canvases(_painted_model(style), style.shape)
 
 
 def _frame(
