@@ -15,6 +15,7 @@ from reid.contracts import Embeddings
 from reid.evaluation.counting import PIECE, Counter, Float32Array
 from reid.evaluation.metrics import RetrievalMetrics, summarise
 from reid.evaluation.ranking import GalleryIdentities, PositiveRanks, RankSum
+from reid.products import row_products
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +30,9 @@ BlockDistances = Callable[[slice, slice, Float32Array], Float32Array]
 TILE_QUERIES: Final = 64
 TILE_GALLERY: Final = 2048
 """Distances are computed in tiles of exactly this shape, by PyTorch. A product's last bits depend on its operands'
-shapes and, in some libraries (OpenBLAS in NumPy), on the place in the result; with MKL and one shape they depend on the
-two features alone, so neither blocks nor workers change a figure. Elsewhere, ties within rounding might swap."""
+shapes and, in some libraries (OpenBLAS in NumPy), on the place in the result; with oneDNN or MKL and one shape they
+depend on the two features alone, so neither blocks nor workers change a figure. Elsewhere, ties within rounding might
+swap."""
 
 WORKING_BYTES: Final = 24 * PIECE
 """Upper bound of what counting needs beside a block of distances."""
@@ -76,13 +78,12 @@ def cosine_distances(
     if out is None:
         out = np.empty((len(query), len(gallery)), np.float32)
     height, width = tile
-    product = torch.empty(tile)
     for top in range(0, len(query), height):
         rows = _padded(query[top : top + height], height)
         for left in range(0, len(gallery), width):
-            torch.mm(rows, _padded(gallery[left : left + width], width).T, out=product)
+            products = row_products(rows, _padded(gallery[left : left + width], width)).numpy()
             target = out[top : top + height, left : left + width]
-            np.subtract(1, product.numpy()[: target.shape[0], : target.shape[1]], out=target)
+            np.subtract(1, products[: target.shape[0], : target.shape[1]], out=target)
     return out
 
 

@@ -19,6 +19,7 @@ from reid.contracts import Embeddings
 from reid.evaluation.counting import Float32Array, Int64Array
 from reid.evaluation.distances import TILE_GALLERY, TILE_QUERIES, Progress, rank_by_distances
 from reid.evaluation.ranking import GalleryIdentities, PositiveRanks
+from reid.products import row_products
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,7 +127,6 @@ def ensemble_distances(
     if out is None:
         out = np.empty((len(query), len(gallery)), np.float32)
     out[:] = 0
-    tile = torch.empty((TILE_QUERIES, TILE_GALLERY))
     for left in range(0, len(gallery), TILE_GALLERY):
         for mine, other in zip(query.members, gallery.members, strict=True):
             columns = _tile_features(other, left, TILE_GALLERY)
@@ -136,10 +136,10 @@ def ensemble_distances(
                 rows = _tile_features(mine, top, TILE_QUERIES)
                 if rows is None:
                     continue
-                torch.mm(torch.from_numpy(rows), torch.from_numpy(columns).T, out=tile)
+                products = row_products(torch.from_numpy(rows), torch.from_numpy(columns)).numpy()
                 target = out[top : top + TILE_QUERIES, left : left + TILE_GALLERY]
                 # An image that a member does not know has zeros there, and so adds nothing.
-                target += np.float32(mine.weight) * tile.numpy()[: target.shape[0], : target.shape[1]]
+                target += np.float32(mine.weight) * products[: target.shape[0], : target.shape[1]]
         for top in range(0, len(query), TILE_QUERIES):
             target = out[top : top + TILE_QUERIES, left : left + TILE_GALLERY]
             weights = _common_weights(query, gallery, slice(top, top + TILE_QUERIES), slice(left, left + TILE_GALLERY))

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from reid.losses.precision import at_least_float32
+from reid.products import row_products
 
 Margin = float | Literal["soft"]
 
@@ -83,7 +84,7 @@ def hardest_triplets(features: Tensor, labels: Tensor, shown: Tensor | None = No
         shown: (..., N) bool, rows that may be anchor, positive or negative; None: all.
     """
     shifted = features - features[..., :1, :]
-    products = shifted @ shifted.mT  # (..., N, N)
+    products = row_products(shifted, shifted)  # (..., N, N)
     # Squared distance less the anchor's own squared norm: the same order within a row.
     cost = torch.sub(products.diagonal(dim1=-2, dim2=-1).unsqueeze(-2), products, alpha=2)
 

@@ -1,6 +1,6 @@
 """Re-ranking at VeRi-776's size against a plain dense NumPy implementation of the same algorithm.
 
-    python -m tests.benchmarks.bench_rerank [--repeats 3] [--output FILE]
+    python -m tests.benchmarks.bench_rerank [--repeats 3] [--common FOLDER] [--output FILE]
     python -m tests.benchmarks.bench_rerank --queries 500 --gallery 3000         # quick
 
 From 2,048-dimensional features to the re-ranked distances of all queries (ours: to the ranks of all positives, before
@@ -8,6 +8,10 @@ and after). The dense one is written the way it is everywhere: all N x N distanc
 images, dense vectors; float32. Every measurement is a process of its own with one thread, rounds alternate: CPU-seconds
 (user and system) and the peak of its memory above what it held when the features were loaded. The features are clusters
 of vehicles with four views each.
+
+With `--common FOLDER`, where fast-reid's `rerank.py` lies, that implementation (the authors' code, used everywhere) is
+measured in the same rounds: from the Euclidean distances of every two images on, which it is given and which do not
+count, while ours starts at the features.
 
 `base` is what an evaluation without re-ranking costs, `added` what re-ranking adds to it. `product` is the part in
 which features are multiplied, and both implementations begin with it: ours each two once, extrapolated from some tiles,
@@ -17,6 +21,7 @@ the dense one all N x N. "Beside the product" compares what follows, each withou
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import resource
@@ -92,7 +97,9 @@ def dense(query: np.ndarray, gallery: np.ndarray, k1: int, k2: int, weight: floa
     return result
 
 
-def measure_here(kind: str, folder: Path, k1: int, k2: int, weight: float) -> dict[str, float]:
+def measure_here(
+    kind: str, folder: Path, k1: int, k2: int, weight: float, common: Path | None = None
+) -> dict[str, float]:
     """One measurement, in a process that does nothing else."""
     arrays = {path.stem: np.load(path) for path in folder.glob("*.npy")}
     query, gallery = arrays["query"], arrays["gallery"]
@@ -103,7 +110,7 @@ def measure_here(kind: str, folder: Path, k1: int, k2: int, weight: float) -> di
             from reid.evaluation.metrics import summarise
             from reid.evaluation.rerank import rerank
             from reid.evaluation.rerank_config import RerankConfig
-        case "dense":
+        case "dense" | "common":
             from reid.evaluation.metrics import summarise
             from reid.evaluation.ranking import rank_positives
     rng = np.random.default_rng(0)
@@ -134,19 +141,39 @@ def measure_here(kind: str, folder: Path, k1: int, k2: int, weight: float) -> di
             features, began = np.concatenate((query, gallery)), _cpu_seconds()
             features @ features.T
             figures["product"] = _cpu_seconds() - began
+        case "common":
+            sys.path.insert(0, str(common))
+            module = importlib.import_module("rerank")
+            pairs = ((query, gallery), (query, query), (gallery, gallery))
+            given = [_euclidean(*pair) for pair in pairs]
+            held, began = _memory_mb("VmRSS"), _cpu_seconds()
+            distances = module.re_ranking(*given, k1, k2, weight)
+            seconds, peak = _cpu_seconds() - began, _memory_mb("VmHWM") - held
+            figures["mAP+RR"] = summarise(rank_positives(np.ascontiguousarray(distances), *codes)).mAP
+            figures["product"] = 0.0
     return {"seconds": seconds, "peak_mb": peak, **figures}
+
+
+def _euclidean(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """(R, C) distances of features of length 1, without a second matrix of that size."""
+    distances = rows @ columns.T
+    distances *= -2
+    distances += 2
+    np.maximum(distances, 0, out=distances)
+    return np.sqrt(distances, out=distances)
 
 
 def _product_seconds(features: np.ndarray, num_images: int, num_tiles: int = 20) -> float:
     """CPU-seconds of the products alone that the neighbours of so many images need."""
     from reid.evaluation.neighbours import BLOCK, block_pairs
+    from reid.products import row_products
 
-    tile, rows = torch.empty(BLOCK, BLOCK), torch.from_numpy(features[:BLOCK])
+    rows = torch.from_numpy(features[:BLOCK])
     padded = torch.nn.functional.pad(rows, (0, 0, 0, BLOCK - len(rows)))
-    torch.mm(padded, padded.T, out=tile)
+    row_products(padded, padded)
     began = _cpu_seconds()
     for _ in range(num_tiles):
-        torch.mm(padded, padded.T, out=tile)
+        row_products(padded, padded)
     return (_cpu_seconds() - began) / num_tiles * len(block_pairs(num_images))
 
 
@@ -161,21 +188,24 @@ def _memory_mb(name: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
 
 
-def measure_apart(kind: str, folder: Path, k1: int, k2: int, weight: float) -> dict[str, float]:
+def measure_apart(kind: str, folder: Path, k1: int, k2: int, weight: float, common: Path | None) -> dict[str, float]:
     """One measurement in a process of its own."""
     command = [sys.executable, "-m", "tests.benchmarks.bench_rerank", "--measure", kind, str(folder)]
     command += [str(k1), str(k2), str(weight)]
+    if common is not None:
+        command += ["--common", str(common)]
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     done = subprocess.run(command, env=os.environ | threads, capture_output=True, text=True, check=True)
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return figures
 
 
-def compare(folder: Path, k1: int, k2: int, weight: float, repeats: int) -> dict[str, Any]:
-    """Alternating rounds of both."""
-    rounds = [{kind: measure_apart(kind, folder, k1, k2, weight) for kind in ("ours", "dense")} for _ in range(repeats)]
+def compare(folder: Path, k1: int, k2: int, weight: float, repeats: int, common: Path | None = None) -> dict[str, Any]:
+    """Alternating rounds of all."""
+    kinds = ("ours", "dense") if common is None else ("ours", "dense", "common")
+    rounds = [{kind: measure_apart(kind, folder, k1, k2, weight, common) for kind in kinds} for _ in range(repeats)]
     result: dict[str, Any] = {}
-    for kind in ("ours", "dense"):
+    for kind in kinds:
         timing = summary([each[kind]["seconds"] for each in rounds])
         result[kind] = {
             **rounds[-1][kind],
@@ -184,7 +214,7 @@ def compare(folder: Path, k1: int, k2: int, weight: float, repeats: int) -> dict
             "peak_mb": max(each[kind]["peak_mb"] for each in rounds),
         }
     result["ours"]["base"] = median(each["ours"]["base"] for each in rounds)
-    for kind in ("ours", "dense"):
+    for kind in kinds:
         result[kind]["product"] = median(each[kind]["product"] for each in rounds)
     result["times_faster"] = median(each["dense"]["seconds"] / each["ours"]["seconds"] for each in rounds)
     added = [(each["dense"]["seconds"], each["ours"]["seconds"] - each["ours"]["base"], each) for each in rounds]
@@ -193,6 +223,11 @@ def compare(folder: Path, k1: int, k2: int, weight: float, repeats: int) -> dict
         (dense - each["dense"]["product"]) / (ours - each["ours"]["product"]) for dense, ours, each in added
     )
     result["times_less_memory"] = result["dense"]["peak_mb"] / result["ours"]["peak_mb"]
+    if common is not None:
+        result["times_faster_than_common"] = median(
+            each["common"]["seconds"] / each["ours"]["seconds"] for each in rounds
+        )
+        result["times_less_memory_than_common"] = result["common"]["peak_mb"] / result["ours"]["peak_mb"]
     return result
 
 
@@ -203,12 +238,17 @@ def main() -> None:
     parser.add_argument("--gallery", type=int, default=11_579)
     parser.add_argument("--dim", type=int, default=2_048)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--common",
+        type=Path,
+        help="folder with fast-reid's rerank.py (fastreid/evaluation/): measured in the same rounds",
+    )
     parser.add_argument("--output", type=Path)
     parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
         kind, folder, k1, k2, weight = arguments.measure
-        print(json.dumps(measure_here(kind, Path(folder), int(k1), int(k2), float(weight))))
+        print(json.dumps(measure_here(kind, Path(folder), int(k1), int(k2), float(weight), arguments.common)))
         return
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
@@ -218,7 +258,7 @@ def main() -> None:
             np.save(folder / f"{name}.npy", features)
             np.save(folder / f"{name}_ids.npy", ids)
         for k1, k2, weight in SETTINGS:
-            row = compare(folder, k1, k2, weight, arguments.repeats)
+            row = compare(folder, k1, k2, weight, arguments.repeats, arguments.common)
             results[f"{k1}/{k2}/{weight}"] = row
             ours, other = row["ours"], row["dense"]
             print(
@@ -230,6 +270,14 @@ def main() -> None:
                 f"product, {row['times_less_memory']:.1f}x less memory; "
                 f"mAP {100 * ours['mAP']:.2f} -> {100 * ours['mAP+RR']:.2f} (dense {100 * other['mAP+RR']:.2f})"
             )
+            if arguments.common is not None:
+                common = row["common"]
+                print(
+                    f"    fast-reid's, from distances on: {common['seconds']:.2f} CPU-s "
+                    f"+-{100 * common['spread']:.0f} %, {common['peak_mb']:,.0f} MB, mAP {100 * common['mAP+RR']:.2f}: "
+                    f"ours {row['times_faster_than_common']:.1f}x faster, "
+                    f"{row['times_less_memory_than_common']:.1f}x less memory"
+                )
     if arguments.output:
         write_result(arguments.output, "rerank", results)
 
