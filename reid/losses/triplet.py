@@ -108,7 +108,7 @@ class _BatchHard(torch.autograd.Function):
 
     The distances are computed anew by subtraction, so they are exact for near-duplicates, and only the 2N chosen pairs
     are touched instead of N^2. The gradient of a distance of 0 is 0. It is computed in forward, where the differences
-    of the pairs are at hand and can be overwritten.
+    of the pairs are at hand and can be overwritten. No tensor is larger than the features: a core's cache holds few.
     """
 
     @staticmethod
@@ -121,17 +121,19 @@ class _BatchHard(torch.autograd.Function):
         reduction: Literal["mean", "sum"],
     ) -> tuple[Tensor, Tensor]:
         positives, negatives, valid = hardest_triplets(features, labels, shown)
+        ctx.mark_non_differentiable(valid)
         num_rows, dim = features.shape[-2:]
         rows = features.reshape(-1, dim)  # of all groups
-        partners = torch.cat((positives.view(-1), negatives.view(-1)))
+        positives, negatives = positives.view(-1), negatives.view(-1)
         if len(rows) > num_rows:
-            first_rows = torch.arange(0, len(rows), num_rows, device=rows.device)
-            partners += first_rows.repeat_interleave(num_rows).repeat(2)
-        differences = rows.index_select(0, partners).view(2, -1, dim).sub_(rows)  # partner - row
-        distances = torch.linalg.vector_norm(differences, dim=-1).view(2, *valid.shape)
-        to_positives, to_negatives = distances.unbind()
+            first_rows = torch.arange(0, len(rows), num_rows, device=rows.device).repeat_interleave(num_rows)
+            positives, negatives = positives + first_rows, negatives + first_rows
+        to_positives = rows.index_select(0, positives).sub_(rows)
+        to_negatives = rows.index_select(0, negatives).sub_(rows)
+        positive_distances = torch.linalg.vector_norm(to_positives, dim=-1, keepdim=True)
+        negative_distances = torch.linalg.vector_norm(to_negatives, dim=-1, keepdim=True)
 
-        gaps = to_positives - to_negatives
+        gaps = (positive_distances - negative_distances).view(valid.shape)
         violations = F.softplus(gaps) if margin == "soft" else gaps.add_(margin).relu_()
         # Filled, not multiplied: silences anchors without a triplet even where their numbers are not finite.
         violations.masked_fill_(~valid, 0.0)
@@ -145,13 +147,15 @@ class _BatchHard(torch.autograd.Function):
             slopes = violations.neg().expm1_().neg_() if margin == "soft" else violations.sign()
             if num_valid is not None:
                 slopes.div_(num_valid)
+            slopes = slopes.view(-1, 1)
             # At distance 0 the difference is 0 too: any finite slope gives 0.
-            slopes = slopes / distances.clamp_(min=torch.finfo(distances.dtype).tiny ** 0.5)
-            slopes[0].neg_()
+            least = torch.finfo(slopes.dtype).tiny ** 0.5
+            to_positives.mul_((slopes / positive_distances.clamp_(min=least)).neg_())
+            to_negatives.mul_(slopes / negative_distances.clamp_(min=least))
             # Moving the row away from its positive raises the loss: the row gets what its partners lose.
-            differences *= slopes.view(2, -1, 1)
-            gradient = torch.add(differences[0], differences[1])
-            gradient.index_add_(0, partners, differences.view(-1, dim), alpha=-1)
+            gradient = to_positives + to_negatives
+            gradient.index_add_(0, positives, to_positives, alpha=-1)
+            gradient.index_add_(0, negatives, to_negatives, alpha=-1)
             ctx.save_for_backward(gradient.view(features.shape))
         return losses, valid
 
