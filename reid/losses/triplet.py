@@ -150,12 +150,12 @@ class _BatchHard(torch.autograd.Function):
             slopes = slopes.view(-1, 1)
             # At distance 0 the difference is 0 too: any finite slope gives 0.
             least = torch.finfo(slopes.dtype).tiny ** 0.5
-            to_positives.mul_((slopes / positive_distances.clamp_(min=least)).neg_())
-            to_negatives.mul_(slopes / negative_distances.clamp_(min=least))
-            # Moving the row away from its positive raises the loss: the row gets what its partners lose.
-            gradient = to_positives + to_negatives
-            gradient.index_add_(0, positives, to_positives, alpha=-1)
-            gradient.index_add_(0, negatives, to_negatives, alpha=-1)
+            pulls = to_positives.mul_(slopes / positive_distances.clamp_(min=least))
+            pushes = to_negatives.mul_(slopes / negative_distances.clamp_(min=least))
+            # The loss falls as a row moves along its pull and against its push, and its partners the other way round.
+            gradient = pushes - pulls
+            gradient.index_add_(0, positives, pulls)
+            gradient.index_add_(0, negatives, pushes, alpha=-1)
             ctx.save_for_backward(gradient.view(features.shape))
         return losses, valid
 
