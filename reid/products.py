@@ -12,7 +12,7 @@ def row_products(left: Tensor, right: Tensor) -> Tensor:
 
     In float32 on a CPU the product is oneDNN's where PyTorch has it: `mm` is MKL's, which on AMD's processors is half
     as fast. oneDNN keeps the bits of a product the same wherever the two rows stand and however many threads compute,
-    as long as the shapes are the same.
+    as long as the shapes are the same. Autocast does not reach it.
 
     Args:
         left: (..., N, D)
@@ -21,6 +21,9 @@ def row_products(left: Tensor, right: Tensor) -> Tensor:
     Returns:
         (..., N, M)
     """
+    if torch.is_autocast_enabled(left.device.type):
+        with torch.autocast(left.device.type, enabled=False):
+            return row_products(left, right)
     left, right = left.detach(), right.detach()
     if not _suits_onednn(left) or right.numel() == 0:
         return left @ right.mT

@@ -8,4 +8,4 @@ from torch import Tensor
 
 def at_least_float32(values: Tensor) -> Tensor:
     """16-bit values as float32; float32 and float64 as they are."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
+    return values if values.dtype in (torch.float32, torch.float64) else values.float()

@@ -122,6 +122,7 @@ class _BatchHard(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         positives, negatives, valid = hardest_triplets(features, labels, shown)
         ctx.mark_non_differentiable(valid)
+        ctx.set_materialize_grads(False)  # saves a tensor of zeros for `valid`
         num_rows, dim = features.shape[-2:]
         rows = features.reshape(-1, dim)  # of all groups
         positives, negatives = positives.view(-1), negatives.view(-1)
@@ -161,6 +162,8 @@ class _BatchHard(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, scales: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, scales: Tensor | None, _: None) -> tuple[Tensor | None, None, None, None, None]:
+        if scales is None:
+            return None, None, None, None, None
         (gradient,) = ctx.saved_tensors
         return gradient * scales.view(*scales.shape, 1, 1), None, None, None, None

@@ -82,3 +82,15 @@ def test_strides_and_gradients_do_not_matter():
     actual = row_products(left, right)
     assert not actual.requires_grad
     torch.testing.assert_close(actual.double(), left.double() @ right.detach().double().T, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("has_onednn", [True, False])
+def test_autocast_and_inference_mode_change_nothing(has_onednn, monkeypatch):
+    if not has_onednn:
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    left, right = rows(40, 80, 1), rows(9, 80, 2)
+    expected = row_products(left, right)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
+        actual = row_products(left, right)
+    assert actual.dtype == torch.float32
+    assert torch.equal(actual, expected)
