@@ -3,17 +3,19 @@
     python -m tests.benchmarks.bench_enrichment --coarse SHARDS
     python -m tests.benchmarks.bench_enrichment --keypoints CHECKPOINT SHARDS --parts CHECKPOINT SHARDS
 
-Wall-clock time of whole sets, from the call to the finished manifest, on a Ray of its own with that many CPUs; the
-start of Ray and of its processes is left out, as a first run warms them up. A task's network has one thread; the next
-batch is decoded on another while it runs, so on a machine with two cores one task already uses more than one of them.
-Rounds alternate between one and two; median and spread.
+Wall-clock time of whole sets, from the call to the finished manifest, on a Ray of its own with that many CPUs, all of it
+kept on as many cores (a task decodes on a second thread, so one task would use a second core). The start of Ray and of
+its processes is left out, as a first run warms them up. Rounds alternate between one and two; median and spread.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,10 +37,21 @@ from reid.storage import open_location
 from tests.benchmarks.machine import summary, write_result
 
 
+@contextmanager
+def on_cores(number: int) -> Iterator[None]:
+    """Keeps this process, and those that it starts, on the first cores it has."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(before)[:number])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def images_per_second(source: str, enrichment: Enrichment, num_tasks: int, repeats: int) -> list[float]:
     """Of each run after the first, on a Ray of its own."""
     rates = []
-    with tempfile.TemporaryDirectory() as folder, ray_connection(num_cpus=num_tasks):
+    with tempfile.TemporaryDirectory() as folder, on_cores(num_tasks), ray_connection(num_cpus=num_tasks):
         assert int(ray.cluster_resources()["CPU"]) == num_tasks, "unset RAY_ADDRESS"
         for number in range(repeats + 1):
             started = time.monotonic()
