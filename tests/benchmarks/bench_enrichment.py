@@ -3,9 +3,9 @@
     python -m tests.benchmarks.bench_enrichment --coarse SHARDS
     python -m tests.benchmarks.bench_enrichment --keypoints CHECKPOINT SHARDS --parts CHECKPOINT SHARDS
 
-Wall-clock time of whole sets, from the call to the finished manifest, on a Ray of its own with that many CPUs, all of it
-kept on as many cores (a task decodes on a second thread, so one task would use a second core). The start of Ray and of
-its processes is left out, as a first run warms them up. Rounds alternate between one and two; median and spread.
+Wall-clock time of whole sets, from the call to the finished manifest, on a Ray of its own with that many CPUs, kept on
+as many cores (a task decodes on a second thread, so one task would use a second core). The start of Ray and of its
+processes is left out, as a first run warms them up. Rounds alternate between one and two; median and spread.
 """
 
 from __future__ import annotations
