@@ -108,7 +108,8 @@ class _BatchHard(torch.autograd.Function):
 
     The distances are computed anew by subtraction, so they are exact for near-duplicates, and only the 2N chosen pairs
     are touched instead of N^2. The gradient of a distance of 0 is 0. It is computed in forward, where the differences
-    of the pairs are at hand and can be overwritten. No tensor is larger than the features: a core's cache holds few.
+    of the pairs are at hand and can be overwritten. No tensor of pairs is larger than the features: a core's cache
+    holds few.
     """
 
     @staticmethod
