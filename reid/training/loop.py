@@ -22,8 +22,9 @@ from reid.training.meter import Meter, Totals
 from reid.training.schedule import ScheduleConfig, learning_rate_at, place_in_run
 from reid.training.snapshot import Position, RunDescription, take_snapshot
 from reid.training.step import NonFiniteLossError, TrainingStep
+from reid.training.stragglers import StragglerWatch
 from reid.training.watchdog import StepWatchdog
-from reid.training.workers import Wish, WishPoll, rank, share_text
+from reid.training.workers import Wish, WishPoll, node_names, rank, share_text
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +117,9 @@ def fit(
     )
     position = start or Position()
     with closing(WishPoll(wish)) as poll, watchdog:
-        parts = _Parts(step, stream, config, schedule, run or RunDescription(), store, folder, poll, watchdog, counters)
+        stragglers = StragglerWatch(node_names())
+        run = run or RunDescription()
+        parts = _Parts(step, stream, config, schedule, run, store, folder, poll, watchdog, stragglers, counters)
         stopped = False
         while position.epoch < config.epochs and not stopped:
             if position.step_in_epoch < stream.steps_in_epoch(position.epoch):
@@ -135,6 +138,7 @@ class _Parts:
     folder: Location | None
     poll: WishPoll
     watchdog: StepWatchdog
+    stragglers: StragglerWatch
     counters: Callable[[], Mapping[str, int]]
 
 
@@ -177,7 +181,9 @@ def _train_epoch(
             logs = finished or position.step % config.log_every_steps == 0
             saves = closes_group and (stopping or due or (finished and saves_epoch))
             if logs or saves:
-                totals = meter.drain()
+                totals = meter.drain(parts.step.forward_clock.take_seconds())
+                if rank() == 0:
+                    parts.stragglers.look(totals.waiting_seconds, totals.forward_seconds, totals.steps)
                 row.add(totals)
                 since_result.add(totals)
                 parts.watchdog.pause()

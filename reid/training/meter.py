@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from reid.process_group import world_size
-from reid.training.workers import mean_over_workers
+from reid.training.stragglers import slowness
+from reid.training.workers import mean_over_workers, rows_of_workers
 
 
 class Totals:
@@ -19,7 +19,10 @@ class Totals:
         self.sums: dict[str, float] = {}
         self.counts: dict[str, float] = {}
         self.seconds = 0.0
-        self.waiting_seconds = 0.0
+        self.waiting_seconds: list[float] = []
+        """Of each worker."""
+        self.forward_seconds: list[float] = []
+        """Of each worker."""
         self.images = 0.0
         self.steps = 0
 
@@ -29,22 +32,32 @@ class Totals:
             self.sums[name] = self.sums.get(name, 0.0) + value
             self.counts[name] = self.counts.get(name, 0.0) + other.counts[name]
         self.seconds += other.seconds
-        self.waiting_seconds += other.waiting_seconds
+        self.waiting_seconds = _sums(self.waiting_seconds, other.waiting_seconds)
+        self.forward_seconds = _sums(self.forward_seconds, other.forward_seconds)
         self.images += other.images
         self.steps += other.steps
 
     def metrics(self) -> dict[str, float]:
         """Means by name, and the speed of the loop.
 
-        Added are `images_per_second` (all workers), `data_waiting` (share of the time, 0..1) and `step_seconds`. A name
-        without a single finite value is left out.
+        Added are `images_per_second` (all workers), `data_waiting` (share of the time, 0..1), `step_seconds` and, with
+        several workers, `slowest_worker`: how many times longer than the median the slowest one waited for data and
+        computed forward passes. A name without a single finite value is left out.
         """
         means = {name: value / self.counts[name] for name, value in self.sums.items() if self.counts[name] > 0}
         seconds = max(self.seconds, 1e-9)
         means["images_per_second"] = self.images / seconds
-        means["data_waiting"] = self.waiting_seconds / seconds
+        workers = len(self.waiting_seconds)
+        means["data_waiting"] = sum(self.waiting_seconds) / max(1, workers) / seconds
         means["step_seconds"] = self.seconds / max(1, self.steps)
+        if workers > 1:
+            means["slowest_worker"] = slowness(_sums(self.waiting_seconds, self.forward_seconds))
         return means
+
+
+def _sums(left: list[float], right: list[float]) -> list[float]:
+    """Entry by entry; an empty list counts as zeros."""
+    return [a + b for a, b in zip(left, right, strict=True)] if left and right else left or right
 
 
 class Meter:
@@ -77,8 +90,12 @@ class Meter:
         """Time until now belongs to somebody else (saving, a consumer)."""
         self._started = time.perf_counter()
 
-    def drain(self) -> Totals:
-        """The totals over all workers since the last drain, and start anew. A collective operation that waits."""
+    def drain(self, forward_seconds: float) -> Totals:
+        """The totals over all workers since the last drain, and start anew. A collective operation that waits.
+
+        Args:
+            forward_seconds: What this worker's forward passes took since then.
+        """
         totals = Totals()
         for names, pair in self._sums.items():
             sums, counts = mean_over_workers(pair).tolist()
@@ -86,9 +103,10 @@ class Meter:
                 totals.sums[name] = totals.sums.get(name, 0.0) + value
                 totals.counts[name] = totals.counts.get(name, 0.0) + count
         seconds = time.perf_counter() - self._started
-        own = torch.tensor([seconds, self._waiting_seconds, float(self._images)], dtype=torch.float64)
-        totals.seconds, totals.waiting_seconds, images = mean_over_workers(own).tolist()
-        totals.images = images * world_size()
+        own = [seconds, float(self._images), self._waiting_seconds, forward_seconds]
+        columns = rows_of_workers(torch.tensor(own, dtype=torch.float64)).T
+        totals.seconds, totals.images = float(columns[0].mean()), float(columns[1].sum())
+        totals.waiting_seconds, totals.forward_seconds = columns[2].tolist(), columns[3].tolist()
         totals.steps = self._steps
         self._sums, self._images, self._steps, self._waiting_seconds = {}, 0, 0, 0.0
         self._started = time.perf_counter()

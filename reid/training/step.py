@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from reid.contracts import Batch, LossTerms, Settings
 from reid.process_group import world_size
 from reid.training.ema import MovingAverage
+from reid.training.stragglers import ForwardClock
 
 
 class StepConfig(Settings):
@@ -210,6 +211,7 @@ class TrainingStep:
         self.precision = resolve_precision(config, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type) if self.precision == "fp16" else None
         self.ema = None if config.ema_decay is None else MovingAverage(self.bare_model, config.ema_decay)
+        self.forward_clock = ForwardClock(self.device)
         self._autocast_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": None}[self.precision]
         self._memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self._skips_by_itself = bool(getattr(optimizer, "_step_supports_amp_scaling", False))
@@ -248,7 +250,8 @@ class TrainingStep:
         """
         batch = batch.to(self.device, non_blocking=True, memory_format=self._memory_format)
         with self._gradients_stay_local(closes_group):
-            with torch.autocast(self.device.type, self._autocast_dtype, enabled=self._autocast_dtype is not None):
+            autocast = torch.autocast(self.device.type, self._autocast_dtype, enabled=self._autocast_dtype is not None)
+            with autocast, self.forward_clock.running():
                 output = self.model(*self.inputs(batch))
             terms = self.objective(output, self.targets(batch), epoch)
             loss = terms.total * torch.where(torch.isfinite(terms.total.detach()), 1.0 / group_size, float("nan"))

@@ -7,15 +7,19 @@ and does nothing costly when there is none.
 from __future__ import annotations
 
 import hashlib
+import socket
 from collections.abc import Callable, Mapping
 from enum import IntEnum
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from reid.process_group import world_size
+
+_NODE_NAME_BYTES: Final = 64
+"""Of a host name, on Linux."""
 
 
 def rank() -> int:
@@ -31,6 +35,23 @@ def mean_over_workers(values: Tensor) -> Tensor:
     shared = values.to(_collective_device())
     dist.all_reduce(shared)
     return (shared / workers).to(values.device)
+
+
+def rows_of_workers(values: Tensor) -> Tensor:
+    """(R, ...) a tensor of every worker, by rank; shape and dtype must be the same everywhere."""
+    if world_size() == 1:
+        return values[None]
+    own = values.to(_collective_device())
+    rows = [torch.empty_like(own) for _ in range(world_size())]
+    dist.all_gather(rows, own)
+    return torch.stack(rows).to(values.device)
+
+
+def node_names() -> list[str]:
+    """The host name of each worker's machine, by rank."""
+    name = socket.gethostname().encode()[:_NODE_NAME_BYTES].ljust(_NODE_NAME_BYTES, b"\0")
+    rows = rows_of_workers(torch.frombuffer(bytearray(name), dtype=torch.uint8))
+    return [bytes(row.numpy()).rstrip(b"\0").decode(errors="replace") for row in rows]
 
 
 def share_text(text: str | None) -> str | None:
@@ -62,12 +83,9 @@ def refuse_disagreement(facts: Mapping[str, str]) -> None:
     """
     if world_size() == 1 or not facts:
         return
-    device = _collective_device()
     digests = b"".join(hashlib.sha256(f"{name}={value}".encode()).digest() for name, value in facts.items())
-    own = torch.frombuffer(bytearray(digests), dtype=torch.uint8).to(device)
-    everyone = [torch.empty_like(own) for _ in range(world_size())]
-    dist.all_gather(everyone, own)
-    table = torch.stack(everyone).cpu().view(world_size(), len(facts), -1)  # (ranks, facts, 32)
+    own = torch.frombuffer(bytearray(digests), dtype=torch.uint8)
+    table = rows_of_workers(own).view(world_size(), len(facts), -1)  # (ranks, facts, 32)
     problems = []
     for column, (name, value) in enumerate(facts.items()):
         different = [r for r in range(world_size()) if not torch.equal(table[r, column], table[0, column])]

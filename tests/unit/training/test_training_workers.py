@@ -7,6 +7,9 @@ What one worker does is done in the test's own process.
 from __future__ import annotations
 
 import copy
+import logging
+import socket
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -128,6 +131,28 @@ def _two_forward_passes() -> dict[str, Any]:
     return {"actual": step.bare_model.state_dict(), "expected": plain.state_dict()}
 
 
+def _with_a_straggler(rank: int) -> dict[str, Any]:
+    """What is said and measured when rank 1 computes slowly for 60 steps."""
+    said: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    step = build_step(optimizer=SGD, dropout=0.0)
+    if rank == 1:
+        step.model.register_forward_pre_hook(lambda *_: time.sleep(0.03))
+    config = LoopConfig(epochs=1, log_every_steps=20, hang_after_seconds=None)
+    listener = Listener(logging.WARNING)
+    logging.getLogger("reid").addHandler(listener)
+    try:
+        results = list(fit(step, PlannedStream(steps=60), config=config, schedule=SCHEDULE))
+    finally:
+        logging.getLogger("reid").removeHandler(listener)
+    rows = [result for result in results if isinstance(result, IntervalResult)]
+    return {"said": said, "slowest": [row.metrics["slowest_worker"] for row in rows]}
+
+
 def _work(rank: int, world_size: int, folder: str) -> dict[str, Any]:
     return {
         "talk": _small_talk(rank),
@@ -136,6 +161,7 @@ def _work(rank: int, world_size: int, folder: str) -> dict[str, Any]:
         "stopped": _fit_whole(rank, f"{folder}/stopped", 1),
         "statistics": _statistics(),
         "forward": _two_forward_passes(),
+        "straggler": _with_a_straggler(rank),
     }
 
 
@@ -157,6 +183,14 @@ def test_workers_share_texts_and_averages_and_refuse_to_disagree(workers: Found)
         assert "data: ranks [1] differ from rank 0" in talk["refusal"]
         assert f"rank {rank} has 'b{rank}'" in talk["refusal"]
         assert "config" not in talk["refusal"]
+
+
+def test_a_slow_worker_is_named_once_with_its_machine(workers: Found) -> None:
+    first, second = (found["straggler"] for found in workers[1])
+    assert (len(first["said"]), len(second["said"])) == (1, 0)
+    assert f"worker 1 on {socket.gethostname()} holds up the others" in first["said"][0]
+    assert first["slowest"] == second["slowest"]
+    assert min(first["slowest"]) > 2
 
 
 def test_a_nan_on_one_worker_is_skipped_by_all_and_aborts_all_at_the_same_step(workers: Found) -> None:
