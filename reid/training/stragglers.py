@@ -35,7 +35,7 @@ class ForwardClock:
     def running(self) -> Iterator[None]:
         """Measures a `with` block."""
         if self._uses_events:
-            began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            began, ended = _event(), _event()
             began.record()
             yield
             ended.record()
@@ -53,6 +53,10 @@ class ForwardClock:
             events[-1][1].synchronize()
             seconds += sum(began.elapsed_time(ended) for began, ended in events) / 1e3
         return seconds
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 def slowness(seconds: Sequence[float]) -> float:
