@@ -75,12 +75,6 @@ def set_up_logging(verbose: bool = False) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
-def check_output_file(option: str, path: Path | None) -> None:
-    """ValueError for a file that could not be written after the work because its folder is not there."""
-    if path is not None and not path.parent.is_dir():
-        raise ValueError(f"{option} {path}: the folder {path.parent} does not exist; make it, or name another file")
-
-
 def _run(arguments: argparse.Namespace, kind: type[AnyExperiment]) -> None:
     experiment = load_experiment(arguments.config, arguments.overrides, kind)
     resume = Resume(arguments.resume or Resume.AUTO)

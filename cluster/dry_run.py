@@ -75,7 +75,7 @@ def dry_run(experiment: AnyExperiment, resume: Resume = Resume.AUTO, *, resume_a
         delete_tree(probe)
         logger.info("storage: %s can be written", run.folder.location.uri)
         logger.info("trying %d steps and an evaluation of %d images ...", STEPS, EVALUATION_IMAGES)
-        trial = _try_training(experiment, device)
+        trial = _try_training(experiment, device, pretrained=run.resumed_from is None)
         images_per_second = _try_evaluation(experiment)
         stream = open_train_stream(experiment, shards, 0, 1, torch.device("cpu"))
         steps = sum(stream.steps_in_epoch(epoch) for epoch in range(experiment.training.loop.epochs))
@@ -94,12 +94,18 @@ def dry_run(experiment: AnyExperiment, resume: Resume = Resume.AUTO, *, resume_a
     logger.info("dry run passed: the run can start")
 
 
-def _try_training(experiment: AnyExperiment, device: str) -> Trial:
-    """A training worker's trial, where the cluster has its resources."""
+def _try_training(experiment: AnyExperiment, device: str, *, pretrained: bool) -> Trial:
+    """A training worker's trial, where the cluster has its resources.
+
+    Args:
+        experiment: The run.
+        device: Of its training workers.
+        pretrained: Load the first weights too; a run that continues at a checkpoint does not need them.
+    """
     options = {"num_cpus": experiment.cluster.cpus_per_worker, "num_gpus": int(device == "cuda")}
     plain = experiment.model_dump(mode="json")
     with failures_in_words(too_much_to_train(experiment)):
-        trial: Trial = ray.get(_train_a_little.options(**options).remote(plain, device))
+        trial: Trial = ray.get(_train_a_little.options(**options).remote(plain, device, pretrained))
     return trial
 
 
@@ -139,21 +145,23 @@ def failures_in_words(out_of_memory: str) -> Iterator[None]:
 
 
 @ray.remote(max_retries=0)
-def _train_a_little(experiment_json: dict[str, Any], device_name: str) -> Trial:
+def _train_a_little(experiment_json: dict[str, Any], device_name: str, pretrained: bool) -> Trial:
     experiment = experiment_of(experiment_json)
     device = torch.device(device_name)
     if device_name == "cpu":
         torch.set_num_threads(threads_for(experiment.cluster.cpus_per_worker))
     with open_data(experiment, verify="sizes") as shards:
         stream = open_train_stream(experiment, shards, 0, experiment.cluster.num_workers, device)
-        step = build_step(experiment, shards.manifest.num_classes, device)
+        step = build_step(experiment, shards.manifest.num_classes, device, pretrained=pretrained)
         step.model.train()
         seconds = []
         loss = float("nan")
+        began = time.perf_counter()
         for number, batch in enumerate(stream.batches(0)):
-            began = time.perf_counter()
             loss = float(step.train_batch(batch)["loss"])
-            seconds.append(time.perf_counter() - began)
+            now = time.perf_counter()
+            seconds.append(now - began)  # waiting for the batch included
+            began = now
             if number + 1 == STEPS + 1:
                 break
         stream.close()
@@ -170,7 +178,7 @@ def _evaluate_a_little(experiment_json: dict[str, Any]) -> float:
     experiment = experiment_of(experiment_json)
     device = prepare_worker(experiment)
     with open_data(experiment, verify="sizes") as shards:
-        model = build_step(experiment, shards.manifest.num_classes, device).bare_model.eval()
+        model = build_step(experiment, shards.manifest.num_classes, device, pretrained=False).bare_model.eval()
         rows = _rows_to_evaluate(experiment, shards)[:EVALUATION_IMAGES]
         _evaluate(experiment, model, shards, rows[:1], device)  # pays for set-up
         began = time.perf_counter()

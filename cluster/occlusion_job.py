@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.command_line import check_output_file
 from cluster.evaluation import evaluate_occluded
 from reid.build.occlusion import SeverityResult, evaluate_occluded_here, parse_severities, refuse_parts_of_clean_images
 from reid.build.occlusion_curve import check_picture_name, refuse_other_seed, write_curve
 from reid.config import AnyExperiment, KeypointExperiment, ReidExperiment
 from reid.data.occlusion import check_table_name, write_patches
-from reid.storage import Location
+from reid.storage import Location, check_output_file
 
 
 def add_occlusion_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+from typing import Final
 
 from reid.contracts import DataError
 from reid.storage import Location, delete_tree, exists, read_bytes, write_bytes_atomic
@@ -42,25 +43,40 @@ class StopMark:
             return False
 
 
-class RefusalMark:
-    """Put by a worker: settings or data are wrong, and starting the workers anew would not mend them."""
+class GivenUp(RuntimeError):  # noqa: N818 - an outcome of training, reported as such
+    """A worker ended training: what went wrong would go wrong again from the same checkpoint."""
+
+
+class EndMark:
+    """Put by a worker that raises what starting the workers anew would not mend: the run ends at the first time."""
 
     def __init__(self, folder: Location) -> None:
-        self._location = folder.child("refused.json")
+        self._location = folder.child("ended.json")
 
     def put(self, error: Exception, rank: int) -> None:
-        """Says why, before the worker raises."""
-        what = {"rank": rank, "is_data": isinstance(error, DataError), "text": str(error)}
+        """Says why, before the worker raises.
+
+        Args:
+            error: DataError or ValueError: data or settings are refused. Any other: training is given up.
+            rank: Of the worker.
+        """
+        kind = next((name for name, types in _KINDS.items() if isinstance(error, types)), "training")
+        notes = getattr(error, "__notes__", [])
+        what = {"rank": rank, "kind": kind, "text": "\n".join([str(error), *notes])}
         write_bytes_atomic(self._location, json.dumps(what).encode())
 
     def remove(self) -> None:
-        """Forgets an earlier refusal: at the start of a driver's work."""
+        """Forgets an earlier end: at the start of a driver's work."""
         if exists(self._location):
             delete_tree(self._location)
 
-    def error(self) -> ValueError | None:
-        """What a worker refused, for the driver to raise; None when none did."""
+    def error(self) -> DataError | ValueError | GivenUp | None:
+        """What a worker ended the run for; None when none did."""
         if not exists(self._location):
             return None
         what = json.loads(read_bytes(self._location))
-        return (DataError if what["is_data"] else ValueError)(f"rank {what['rank']}: {what['text']}")
+        return _KINDS.get(what["kind"], GivenUp)(f"rank {what['rank']}: {what['text']}")
+
+
+_KINDS: Final[dict[str, type[ValueError]]] = {"data": DataError, "settings": ValueError}
+"""A DataError is a ValueError too: the first that fits."""

@@ -12,7 +12,7 @@ import torch
 
 from cluster.metrics import WorkerGauges
 from cluster.resources import threads_for
-from cluster.run_marks import RefusalMark, StopMark
+from cluster.run_marks import EndMark, StopMark
 from cluster.wishes import WorkerWishes
 from reid.build.metrics_log import MetricsLog
 from reid.build.run_folder import open_run
@@ -20,6 +20,8 @@ from reid.build.training import CHECKPOINTS_FAILED, Training, build_training
 from reid.config import AnyExperiment, experiment_of
 from reid.contracts import EpochResult, IntervalResult
 from reid.storage import Location, exists
+from reid.training.checkpoint import CheckpointFailedError
+from reid.training.step import NonFiniteLossError
 
 STEPS_BETWEEN_LOOKS = 10
 """Steps between two questions to Ray about nodes that go away: one costs up to 0.1 s on a busy machine."""
@@ -28,13 +30,15 @@ STEPS_BETWEEN_LOOKS = 10
 def train_worker(config: dict[str, Any]) -> None:
     """Trains one worker's share of a run from the newest checkpoint to the end, or until the driver wants it to stop.
 
-    Wrong settings and data are marked in the run folder, so that the group that Ray starts anew ends at once.
+    What would go wrong again (settings, data, a loss that stays non-finite, memory, a storage that takes no checkpoint)
+    is marked in the run folder, so that the group that Ray starts anew ends at once.
 
     Args:
         config: {"experiment": the experiment as JSON, "resume_anyway": bool}; plain data only.
 
     Raises:
         ValueError: The run folder is not shared with the driver, or settings or data are wrong.
+        NonFiniteLossError, CheckpointFailedError, torch.OutOfMemoryError: As `reid.training.loop.fit`.
     """
     experiment = experiment_of(config["experiment"])
     folder = open_run(experiment).location
@@ -43,14 +47,14 @@ def train_worker(config: dict[str, Any]) -> None:
             f"{folder.uri} is not shared with {socket.gethostname()}: runs={experiment.runs} must be"
             " storage that all nodes see (a mount, or s3:// or gs://)"
         )
-    refusal = RefusalMark(folder)
-    if refusal.error() is not None:
+    end = EndMark(folder)
+    if end.error() is not None:
         return
     rank = ray.train.get_context().get_world_rank()
     try:
         _train(experiment, folder, rank, resume_anyway=config["resume_anyway"])
-    except ValueError as error:
-        refusal.put(error, rank)
+    except (ValueError, NonFiniteLossError, CheckpointFailedError, torch.OutOfMemoryError) as error:
+        end.put(error, rank)
         raise
 
 

@@ -26,7 +26,7 @@ from cluster.resources import (
     run_config,
     scaling_config,
 )
-from cluster.run_marks import RefusalMark, StopMark
+from cluster.run_marks import EndMark, GivenUp, StopMark
 from cluster.train_loop import train_worker
 from reid.build.data import open_data
 from reid.build.evaluation import check_evaluation
@@ -139,7 +139,8 @@ def train(
     Raises:
         DataError: The shards cannot be used.
         ValueError: Configuration, data, checkpoints or cluster do not fit.
-        TrainingFailed: Workers failed more often than `cluster.max_failures`.
+        TrainingFailed: Workers failed more often than `cluster.max_failures`, one gave training up, or the storage
+            failed.
         EvaluationFailed: Training is complete, the evaluation of its last checkpoint is not.
         KeyboardInterrupt: The run was interrupted: once, and it has saved a checkpoint; twice, and it ended at once.
     """
@@ -147,7 +148,7 @@ def train(
         experiment, folder, device = run.experiment, run.folder, run.device
         folder.write_config(experiment)
         folder.clear_unfinished_ray_state()
-        RefusalMark(folder.location).remove()
+        EndMark(folder.location).remove()
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={"experiment": experiment.model_dump(mode="json"), "resume_anyway": resume_anyway},
@@ -156,12 +157,22 @@ def train(
             run_config=run_config(experiment.cluster, folder.location),
         )
         resumed_step = 0 if run.resumed_from is None else int(run.resumed_from.rsplit("-", 1)[-1])
-        with RunFollower(experiment, folder, run.lock, resumed_step=resumed_step) as follower:
-            _fit_stoppable(trainer, follower, folder)
-            _refuse_unfinished(experiment, folder)
-            results = follower.finish()
-        page = _report(experiment, folder, run.shards, results[-1], run.plan)
+        with _storage_failures_in_words(folder):
+            with RunFollower(experiment, folder, run.lock, resumed_step=resumed_step) as follower:
+                _fit_stoppable(trainer, follower, folder)
+                _refuse_unfinished(experiment, folder)
+                results = follower.finish()
+            page = _report(experiment, folder, run.shards, results[-1], run.plan)
         return TrainingOutcome(results=tuple(results), report=page)
+
+
+@contextmanager
+def _storage_failures_in_words(folder: RunFolder) -> Iterator[None]:
+    """A disk or an object store that fails once training has begun leaves a run that can be continued."""
+    try:
+        yield
+    except OSError as error:
+        raise TrainingFailed(f"the storage failed: {error}\n{_what_is_left(folder)}") from error
 
 
 def _fit_stoppable(trainer: TorchTrainer, follower: RunFollower, folder: RunFolder) -> None:
@@ -207,23 +218,38 @@ def _refuse_unfinished(experiment: AnyExperiment, folder: RunFolder) -> None:
 
 def _fit(trainer: TorchTrainer, folder: RunFolder) -> None:
     """`trainer.fit()` with its ways of ending told apart."""
-    resumable = (
-        f"What was committed is safe in {folder.checkpoints.uri}; the same command with --resume auto continues there"
-    )
     try:
         trainer.fit()
     except TrainingFailedError as error:
-        refused = RefusalMark(folder.location).error()
-        if refused is not None:
-            raise refused from error
+        _raise_marked(folder)
         causes = _causes(error)
         text = "; ".join(f"rank {', '.join(map(str, ranks))}: {said}" for said, ranks in _said(causes).items())
-        raise TrainingFailed(f"training failed: {text or str(error).strip()}\n{resumable}") from error
+        raise TrainingFailed(f"training failed: {text or str(error).strip()}\n{_what_is_left(folder)}") from error
     except RayError as error:
-        raise TrainingFailed(f"Ray failed: {str(error).strip()}\n{resumable}") from error
-    refused = RefusalMark(folder.location).error()
-    if refused is not None:
-        raise refused
+        raise TrainingFailed(f"Ray failed: {str(error).strip()}\n{_what_is_left(folder)}") from error
+    _raise_marked(folder)
+
+
+def _raise_marked(folder: RunFolder) -> None:
+    """Raises what a worker has ended the run for."""
+    marked = EndMark(folder.location).error()
+    if isinstance(marked, GivenUp):
+        raise TrainingFailed(f"training was given up: {marked}\n{_what_is_left(folder)}") from marked
+    if marked is not None:
+        raise marked
+
+
+def _what_is_left(folder: RunFolder) -> str:
+    """Where the same command would go on."""
+    try:
+        is_new = not CheckpointStore(folder.checkpoints).names()
+    except OSError:  # a storage that fails for good
+        is_new = False
+    if is_new:
+        return "No checkpoint had been committed yet: the same command starts anew"
+    return (
+        f"What was committed is safe in {folder.checkpoints.uri}; the same command with --resume auto continues there"
+    )
 
 
 def _causes(error: TrainingFailedError) -> dict[int, BaseException]:

@@ -21,6 +21,7 @@ from reid.data.doctor import DoctorConfig, check_keypoint_files, check_survey
 from reid.data.doctor_report import DoctorReport
 from reid.data.readers import DatasetConfig, Format, detect_format, survey_dataset
 from reid.data.veri776 import KEYPOINT_FILES
+from reid.storage import check_output_file
 
 
 def keypoint_files(path: Path) -> list[Path]:
@@ -35,6 +36,13 @@ def check(arguments: argparse.Namespace) -> DoctorReport:
     """The report on whatever lies at the path."""
     path = Path(arguments.path).expanduser()
     if arguments.format is None and (files := keypoint_files(path)):
+        about_images = {
+            "--keypoints": arguments.keypoints is not None,
+            "--max-images": arguments.max_images is not None,
+            "--allow-overlap": arguments.allow_overlap,
+        }
+        for option in (option for option, given in about_images.items() if given):
+            raise ValueError(f"{option} does nothing where only keypoint files are checked: remove it")
         return check_keypoint_files(files, arguments.on_duplicate)
     values = {"format": arguments.format or detect_format(path), "root": str(path), "keypoints": arguments.keypoints}
     config = DatasetConfig.model_validate({**values, "on_duplicate": arguments.on_duplicate})
@@ -65,13 +73,16 @@ def main() -> int:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
+        if arguments.max_images is not None and arguments.max_images < 0:
+            raise ValueError(f"--max-images {arguments.max_images}: expected 0 or more")
+        check_output_file("--json", arguments.json)
         report = check(arguments)
-    except ValueError as error:
+        print(report.to_text())
+        if arguments.json is not None:
+            arguments.json.write_text(report.to_json() + "\n", encoding="utf-8")
+    except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
-    print(report.to_text())
-    if arguments.json is not None:
-        arguments.json.write_text(report.to_json() + "\n", encoding="utf-8")
     return report.exit_code
 
 

@@ -23,7 +23,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.command_line import check_output_file, exit_code, set_up_logging
+from cluster.command_line import exit_code, set_up_logging
 from cluster.evaluation import evaluate_checkpoint
 from cluster.occlusion_job import OcclusionJob, add_occlusion_arguments, occlusion_job
 from cluster.resources import check_evaluation_resources, ray_connection
@@ -35,11 +35,16 @@ from reid.build.results import print_results
 from reid.config import AnyExperiment, KeypointExperiment, with_overrides
 from reid.evaluation.protocols import PROTOCOLS
 from reid.evaluation.rerank_config import read_reranking
-from reid.storage import Location, open_location
+from reid.storage import Location, check_output_file, open_location
 from reid.training.checkpoint_hold import held
 
 SHAPED_BY_TRAINING = ("task=", "seed=", "model.", "loss.", "training.")
 """Overrides that an evaluation refuses: the network is the checkpoint's."""
+IDLE = (
+    "data.plan.", "metrics.", "evaluation.every_epochs=", "cluster.num_workers=", "cluster.device=",
+    "cluster.cpus_per_worker=", "cluster.max_failures=",
+)  # fmt: skip
+"""Overrides that only training reads."""
 
 
 def main() -> int:
@@ -70,6 +75,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         raise ValueError(
             f"{shaped[0]}: the checkpoint was trained without it; evaluation can change how it is evaluated"
         )
+    idle = [text for text in arguments.overrides if text.startswith(("cluster.", *IDLE) if arguments.no_ray else IDLE)]
+    if idle:
+        on_what = "an evaluation with --no-ray" if arguments.no_ray else "an evaluation"
+        raise ValueError(f"{idle[0]} does nothing to {on_what}: remove it")
     check_output_file("--output", arguments.output)
     trained = with_absolute_addresses(with_overrides(load_trained_experiment(location), arguments.overrides))
     occluded = occlusion_job(arguments, trained)

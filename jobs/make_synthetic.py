@@ -66,7 +66,7 @@ def main() -> int:
             return 0
         with progress_bar("drawing vehicles") as show:
             write_synthetic_veri(root, config, show)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     logging.info("drawn in %.0f s", time.perf_counter() - start)

@@ -7,6 +7,7 @@ failed for a passing reason is repeated with exponential back-off and full jitte
 """
 
 from reid.storage.files import (
+    check_output_file,
     copy_to_local,
     delete_tree,
     exists,
@@ -28,6 +29,7 @@ __all__ = [
     "Location",
     "RetryCounter",
     "RetryPolicy",
+    "check_output_file",
     "copy_to_local",
     "delete_tree",
     "exists",

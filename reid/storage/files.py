@@ -226,3 +226,9 @@ def sync_folder(path: Path) -> None:
 def _refuse_read_only(location: Location) -> None:
     if location.is_read_only:
         raise ValueError(f"cannot write to {location.uri}: http and https are for reading")
+
+
+def check_output_file(option: str, path: Path | None) -> None:
+    """ValueError for a local file that could not be written after the work because its folder is not there."""
+    if path is not None and not path.parent.is_dir():
+        raise ValueError(f"{option} {path}: the folder {path.parent} does not exist; make it, or name another file")

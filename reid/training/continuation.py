@@ -66,7 +66,10 @@ def refuse_other_run(name: str, saved: RunDescription, run: RunDescription, *, r
     elif changed:
         problems += changed
     if problems:
-        raise _refusal(name, problems)
+        remedy = "set them back, or give the run another name=..."
+        if saved.data_hash == run.data_hash:
+            remedy += "; --resume-anyway continues with the settings of now"
+        raise _refusal(name, [*problems, remedy])
 
 
 def refuse_other_optimizer(name: str, saved: OptimizerState, optimizer: torch.optim.Optimizer) -> None:

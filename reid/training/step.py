@@ -283,7 +283,7 @@ class TrainingStep:
             parameter.grad = None
         self._settle_buffers(skipped)
         if self.ema is not None:
-            self.ema.update()
+            self.ema.update(skipped)
         return norm, skipped
 
     def _step_on_device(self, norm: Tensor, skipped: Tensor) -> None:
@@ -355,10 +355,13 @@ class TrainingStep:
             reason = f"{longest} updates in a row had a loss or gradient that is not finite (limit {limit})"
         else:
             return
+        if self.precision == "float32":
+            remedy = "clip the gradient (training.step.clip_gradient_norm)"
+        else:
+            remedy = f"use {'bf16 or ' if self.precision == 'fp16' else ''}float32 (training.step.precision)"
         raise NonFiniteLossError(
-            f"{reason}; weights are those of the last good step. Lower the learning rate, lengthen the warm-up or use "
-            f"{'bf16 or ' if self.precision == 'fp16' else ''}float32 (training.step.precision); the report lists the "
-            "batches",
+            f"{reason}; weights are those of the last good step. Lower the learning rate, lengthen the warm-up or "
+            f"{remedy}; the report lists the batches",
             self._report(reason),
         )
 

@@ -53,7 +53,9 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(
     with RunLock(open_run(experiment).location), pytest.raises(ValueError, match="is held by process"):
         dry_run(experiment)
     with caplog.at_level("INFO"):
-        dry_run(with_overrides(other, ["evaluation.flip=true"]), Resume.MUST, resume_anyway=True)
+        # Its first weights are gone, which a run that continues does not mind.
+        changes = ["evaluation.flip=true", "model.backbone.weights=/gone/first.pth"]
+        dry_run(with_overrides(other, changes), Resume.MUST, resume_anyway=True)
     assert f"continues at {trained[1].name}" in caplog.text
     assert "each time, on 1 CPU thread(s), beside training" in caplog.text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -10,9 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
-from cluster.run_marks import RefusalMark, StopMark
-from cluster.trainer import train
+from cluster.run_marks import EndMark, GivenUp, StopMark
+from cluster.trainer import TrainingFailed, train
 from reid.build.metrics_log import read_metrics
 from reid.build.run_folder import RunFolder, open_run
 from reid.config import Experiment
@@ -97,12 +99,41 @@ def test_what_a_worker_refuses_is_not_tried_again_and_again(
         train(experiment)
 
 
-def test_a_refusal_keeps_its_kind_and_its_text(tmp_path: Path) -> None:
-    mark = RefusalMark(open_location(tmp_path))
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_a_loss_that_stays_non_finite_ends_the_run_the_first_time(
+    tiny_shards: Path, tmp_path: Path, local_ray: None
+) -> None:
+    hopeless = ["training.optimizer.learning_rate=1e30", "training.step.max_consecutive_nonfinite=3"]
+    experiment = tiny_experiment(
+        tiny_shards, tmp_path, *hopeless, "cluster.num_workers=1", "cluster.max_failures=50", "training.loop.epochs=50"
+    )
+    with pytest.raises(TrainingFailed, match=r"given up: rank 0: 3 updates in a row .* Lower the learning rate"):
+        train(experiment)
+    folder = tmp_path / "tiny"
+    (report,) = folder.glob("nonfinite-step-*-rank-0.json")
+    assert "updates in a row" in json.loads(report.read_text())["reason"]
+    # One group of workers trained; the one after it ended at once.
+    assert sum(bool(path.read_text()) for path in (folder / "metrics").iterdir()) == 1
+
+
+@pytest.mark.parametrize("kind", [DataError, ValueError])
+def test_a_refusal_keeps_its_kind_and_its_text(tmp_path: Path, kind: type[ValueError]) -> None:
+    mark = EndMark(open_location(tmp_path))
     assert mark.error() is None
-    mark.put(DataError("shard 3 is damaged"), rank=2)
+    mark.put(kind("shard 3 is damaged"), rank=2)
     error = mark.error()
-    assert isinstance(error, DataError)
+    assert type(error) is kind
     assert str(error) == "rank 2: shard 3 is damaged"
     mark.remove()
     assert mark.error() is None
+
+
+def test_a_worker_that_gives_up_is_told_apart_from_a_refusal_and_its_advice_is_kept(tmp_path: Path) -> None:
+    mark = EndMark(open_location(tmp_path))
+    exhausted = torch.OutOfMemoryError("CUDA out of memory")
+    exhausted.add_note("32 images of 256x256 per worker")
+    mark.put(exhausted, rank=1)
+    error = mark.error()
+    assert isinstance(error, GivenUp)
+    assert str(error) == "rank 1: CUDA out of memory\n32 images of 256x256 per worker"

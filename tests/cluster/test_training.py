@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -99,6 +100,11 @@ def test_a_run_continues_on_another_number_of_workers(tiny_shards: Path, tmp_pat
     rows = [row for row in read_metrics(open_run(one).location) if row["kind"] == "epoch"]
     assert [row["epoch"] for row in rows] == [0, 1]
     assert np.isfinite(rows[-1]["loss"])
+    # Each epoch was trained once, by the workers of its own run.
+    parts = sorted((tmp_path / "tiny" / "metrics").iterdir())
+    written = [[json.loads(line) for line in part.read_text().splitlines()] for part in parts]
+    trained = [{row["epoch"] for row in part if row["kind"] == "interval"} for part in written]
+    assert [epochs for epochs in trained if epochs] == [{0}, {1}]
 
 
 def test_what_the_cluster_cannot_run_is_refused_with_the_arithmetic(

@@ -277,9 +277,22 @@ def test_the_job_names_what_it_cannot_check(
         [tmp_path],
         [tmp_path, "--format", "veriwild"],
         [tmp_path, "--max-images", -1],
+        [tmp_path, "--json", tmp_path / "gone" / "report.json"],
     ):
         assert run(monkeypatch, *arguments) == 2
-        assert capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert said
+        assert "pydantic" not in said
+
+
+@pytest.mark.parametrize("options", [["--keypoints", "elsewhere"], ["--max-images", 3], ["--allow-overlap"]])
+def test_options_about_images_are_refused_where_there_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[object]
+) -> None:
+    path = write_lines(tmp_path / "keypoint_test.txt", [keypoint_line("0001_c001_1.jpg", points={1: (2, 3)})])
+    assert run(monkeypatch, path) == 0
+    assert run(monkeypatch, path, *options) == 2
+    assert f"{options[0]} does nothing where only keypoint files are checked" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not VERI_FILE.is_file(), reason="needs ../shared/data/veri776-keypoints")

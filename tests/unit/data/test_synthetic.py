@@ -174,3 +174,7 @@ def test_the_job_draws_a_data_set_and_leaves_a_finished_one_alone(
     monkeypatch.setattr(sys, "argv", [*command, "--seed", "9"])
     assert main() == 2
     assert "is not empty" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(sys, "argv", ["make_synthetic.py", "--root", str(tmp_path / "file" / "veri"), *sizes])
+    assert main() == 2
+    assert "file" in capsys.readouterr().err
