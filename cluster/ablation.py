@@ -19,6 +19,7 @@ from reid.build.ablation import (
     BASELINE,
     OCCLUSION_SEED,
     PIXEL_SPACE,
+    STRIPES,
     AblationBase,
     AblationRow,
     AblationTable,
@@ -33,6 +34,7 @@ from reid.build.run_folder import open_run
 from reid.build.training import finished_checkpoint
 from reid.config import Experiment, ReidExperiment, digest, with_overrides
 from reid.contracts import DataError
+from reid.data.additions import BOX_MAKERS
 from reid.data.occluded_queries import occlusion_of, refuse_clean_parts
 from reid.data.occlusion import OcclusionConfig
 from reid.data.shard_set import ShardSet, open_shards
@@ -101,6 +103,7 @@ def _check_data(
             for row in rows:
                 _check_occluded_parts(row, shards)
     with open_data(base) as shards:
+        _refuse_stripes_twice(tables, shards)
         for variant, wanted in _by_variant(tables).items():
             experiment = variant_of(base, variant, max(seeds))
             try:
@@ -110,6 +113,17 @@ def _check_data(
             except ValueError as error:
                 tables_with_it = ", ".join(dict.fromkeys(name for name, _ in wanted))
                 raise DataError(f"variant {variant!r} of table {tables_with_it}: {error}") from error
+
+
+def _refuse_stripes_twice(tables: Mapping[str, AblationTable], shards: ShardSet) -> None:
+    """DataError where a row with uniform stripes in place of PANet's boxes would be one with PANet's boxes again."""
+    makers = [addition.name for addition in shards.manifest.additions if addition.name in BOX_MAKERS]
+    names = [name for name, table in tables.items() if any(row.variant == STRIPES for row in table.rows)]
+    if names and makers[-1:] == ["stripes"]:
+        raise DataError(
+            f"table {', '.join(names)} compares uniform stripes with PANet's boxes, but the boxes of {shards.uri} are"
+            " uniform stripes themselves: locate parts first (jobs/train_panet.py, then jobs/add_masks.py --panet)"
+        )
 
 
 def _check_occluded_parts(row: AblationRow, shards: ShardSet) -> None:
@@ -146,13 +160,20 @@ def _fill(
     return results
 
 
-def plan_of_tables(base: AblationBase, tables: Mapping[str, AblationTable], seeds: Sequence[int]) -> list[str]:
+def plan_of_tables(
+    base: AblationBase,
+    tables: Mapping[str, AblationTable],
+    seeds: Sequence[int],
+    occluded_parts: str | None = None,
+) -> list[str]:
     """A line for each run that the tables need: its name and whether it is done.
 
     Raises:
         ValueError: As `run_tables`.
     """
     base = with_absolute_addresses(base)
+    _check_variants(base, tables, seeds)
+    _check_data(base, tables, seeds, occluded_parts)
     lines = []
     for seed in seeds:
         for variant, wanted in _by_variant(tables).items():

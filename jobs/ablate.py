@@ -3,7 +3,7 @@
     python jobs/ablate.py methods --config jobs/configs/pmanet_synthetic.yaml
     python jobs/ablate.py iii v vii --config jobs/configs/pmanet_veri776.yaml --seeds 0 1 2
     python jobs/ablate.py 5 6 --config jobs/configs/ppt_veri776.yaml
-    python jobs/ablate.py iii iv --config jobs/configs/pmanet_synthetic.yaml --plan
+    python jobs/ablate.py iv vi --config jobs/configs/pmanet_synthetic.yaml --plan
 
 Variants are the configuration with a few settings changed, so all have its data, budget and schedule; PPT and the plain
 baseline can be made from one of PMANet. Tables share runs. What is done is not repeated, what was interrupted goes on:
@@ -51,13 +51,16 @@ def _ablate(arguments: argparse.Namespace) -> None:
     if len(set(arguments.seeds)) < len(arguments.seeds):
         raise ValueError(f"--seeds: expected each seed once, got {arguments.seeds}")
     base: AblationBase
-    if read_file(arguments.config).get("task") == "pmanet":
-        base = load_experiment(arguments.config, overrides, PMNetExperiment)
-    else:
-        base = load_experiment(arguments.config, overrides, Experiment)
+    match read_file(arguments.config).get("task", "ppt"):
+        case "pmanet":
+            base = load_experiment(arguments.config, overrides, PMNetExperiment)
+        case "ppt":
+            base = load_experiment(arguments.config, overrides, Experiment)
+        case task:
+            raise ValueError(f"--config {arguments.config}: tables are made of task pmanet or ppt, not {task}")
     tables = tables_of(base, names)
     if arguments.plan:
-        print("\n".join(plan_of_tables(base, tables, arguments.seeds)))
+        print("\n".join(plan_of_tables(base, tables, arguments.seeds, arguments.occluded_parts)))
         return
     results = run_tables(base, tables, arguments.seeds, arguments.occluded_parts)
     print("\n\n".join(table_text(filled) for filled in results.values()))

@@ -32,6 +32,7 @@ from reid.build.part_pictures import picture_of_parts
 from reid.contracts import Settings
 from reid.data.coarse_masks import CoarseMaskConfig, CoarseMasks
 from reid.data.shard_set import open_shards
+from reid.parts import MAX_PARTS
 from reid.settings_file import read_settings
 from reid.storage import open_location
 from reid.visual.mosaic import save_picture
@@ -59,8 +60,8 @@ def _add(arguments: argparse.Namespace) -> None:
         enriched = enrich(arguments, "masks", lambda gpus_have_bf16: Work(CoarseMasks(config)))
     else:
         read_settings(Settings, arguments.settings)  # refuses any: stripes have none
-        if arguments.stripes < 1:
-            raise ValueError(f"--stripes {arguments.stripes}: expected 1 or more")
+        if not 1 <= arguments.stripes <= MAX_PARTS:
+            raise ValueError(f"--stripes {arguments.stripes}: expected 1 to {MAX_PARTS}")
         enriched = enrich(arguments, "boxes", lambda gpus_have_bf16: Work(UniformStripes(arguments.stripes)))
     print(enriched.summary())
     if arguments.pictures:

@@ -1,6 +1,6 @@
 """Compare masks and part boxes of shard sets with the true masks of another set of the same images.
 
-    python jobs/compare_masks.py data/synthetic300-shards data/synthetic300-coarse data/synthetic300-parts --split test
+    python jobs/compare_masks.py data/city-shards data/city-coarse data/city-parts --split query --split gallery
 
 Prints intersection over union and, where the sets have part boxes, how often their centres lie on the vehicle. Exit
 codes: 0 done, 2 call, 3 the sets are not of the same images or lack masks.

@@ -6,8 +6,13 @@ centres of its outer pixels; K boxes of an image run from top to bottom.
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 from numpy.typing import NDArray
+
+MAX_PARTS: Final = 6
+"""Most parts of a vehicle that PMANet has branches for."""
 
 
 def uniform_stripes(num_parts: int) -> NDArray[np.float32]:

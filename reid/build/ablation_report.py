@@ -56,7 +56,10 @@ def table_text(filled: TableResults) -> str:
     rule = ["-" * width if column < num_text else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
     protocols = sorted({result.protocol for result in filled.results.values()})
     notes = [
-        *(f"ours: protocol {protocol}, seeds {', '.join(map(str, filled.seeds))}" for protocol in protocols),
+        *(
+            f"ours: protocol {protocol}, seeds {', '.join(map(str, filled.seeds))}: mean +- standard deviation (sample)"
+            for protocol in protocols
+        ),
         "paper: on VeRi-776, one run",
         *table.notes,
         *dict.fromkeys(note for result in filled.results.values() for note in result.notes),

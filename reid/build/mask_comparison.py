@@ -61,7 +61,10 @@ def compare_masks(
     """
     true_rows, rows = _rows_by_key(truth, splits), _rows_by_key(shards, splits)
     if not rows:
-        raise DataError(f"{shards.manifest.name} has no image in {', '.join(splits or ('any split',))}")
+        there = ", ".join(name for name, count in sorted(shards.manifest.counts.items()) if count)
+        raise DataError(
+            f"{shards.manifest.name} has no image in {', '.join(splits or ('any split',))}, only in {there or 'none'}"
+        )
     if others := sorted(rows.keys() ^ true_rows.keys()):
         raise DataError(
             f"{len(others)} images, {others[0]} first, are in one of the two sets only: compare sets of the same images"

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from reid.contracts import Settings
-from reid.parts import uniform_stripes
+from reid.parts import MAX_PARTS, uniform_stripes
 
 _MAX_ITERATIONS: Final = 300
 """Of k-means; a guard against rounding that moves a point to and fro. Evenly spread centres have needed up to 60."""
@@ -29,7 +29,7 @@ _MAX_ITERATIONS: Final = 300
 class PartConfig(Settings):
     """Boxes and clustering; the defaults are METHOD 2.1."""
 
-    num_parts: int = Field(default=3, ge=1)
+    num_parts: int = Field(default=3, ge=1, le=MAX_PARTS)
     """K: boxes of an image, each 1/K of its height."""
     width: float = Field(default=0.5, gt=0.0, le=1.0)
     """Of a box, as a share of the image's width."""

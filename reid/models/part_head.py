@@ -13,12 +13,13 @@ from reid.models.convolution import convolution_block
 from reid.models.neck import FeatureNeck
 from reid.models.part_attention import PartAttentionConfig, build_part_attention
 from reid.models.part_crops import crop_boxes, masks_on_map
+from reid.parts import MAX_PARTS
 
 
 class PartHeadConfig(Settings):
     """The part head of PMNet (METHOD 2.2)."""
 
-    num_parts: int = Field(default=3, ge=1, le=6)
+    num_parts: int = Field(default=3, ge=1, le=MAX_PARTS)
     """K: branches, one for each box of an image."""
     boxes: Literal["located", "stripes"] = "located"
     """Where the parts are: in the boxes that the shards hold (PANet's), or in uniform stripes (Table III, R1)."""

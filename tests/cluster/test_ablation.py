@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from cluster import ablation
-from reid.build.ablation import BASELINE, PMANET, AblationRow, AblationTable
+from reid.build.ablation import BASELINE, PMANET, PMANET_VARIANTS, AblationRow, AblationTable
 from reid.build.ablation_report import table_text
+from reid.build.added_parts import UniformStripes
 from reid.build.evaluation import Evaluation, evaluate_here
 from reid.build.occlusion import SeverityResult, evaluate_occluded_here
 from reid.build.run_folder import open_run
@@ -138,19 +139,14 @@ def test_a_run_of_other_settings_is_refused(base: PMNetExperiment, work: list[st
 
 
 def test_rows_that_would_be_the_same_run_and_another_length_are_refused_before_anything_is_trained(
-    base: PMNetExperiment, work: list[str]
+    base: PMNetExperiment, work: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    striped = base.model_copy(
-        update={
-            "model": base.model.model_copy(
-                update={"part_head": base.model.part_head.model_copy(update={"boxes": "stripes"})}  # type: ignore[union-attr]
-            )
-        }
-    )
-    rows = (AblationRow(cells=("a", ""), variant=PMANET), AblationRow(cells=("b", ""), variant="stripes"))
+    monkeypatch.setitem(PMANET_VARIANTS, "twin", ())
+    rows = (AblationRow(cells=("a", ""), variant=PMANET), AblationRow(cells=("b", ""), variant="twin"))
     twins = {"twins": AblationTable(title="", columns=TABLE.columns, rows=rows)}
-    with pytest.raises(ValueError, match="the variants 'pmanet' and 'stripes' are the same run"):
-        ablation.run_tables(striped, twins, [0])
+    for refuse in (ablation.run_tables, ablation.plan_of_tables):
+        with pytest.raises(ValueError, match="the variants 'pmanet' and 'twin' are the same run"):
+            refuse(base, twins, [0])
     assert work == []
     table = {"small": AblationTable(title="", columns=TABLE.columns, rows=TABLE.rows[:1])}
     ablation.run_tables(base, table, [0])
@@ -158,6 +154,16 @@ def test_rows_that_would_be_the_same_run_and_another_length_are_refused_before_a
         ablation.run_tables(with_overrides(base, ["training.loop.epochs=1", "evaluation.every_epochs=1"]), table, [0])
     with pytest.raises(ValueError, match=r"is a run with model\.backbone\.weights None, expected cache"):
         ablation.run_tables(with_overrides(base, ["model.backbone.weights=cache"]), table, [0])
+
+
+def test_stripes_are_not_compared_with_stripes(base: PMNetExperiment, work: list[str], tmp_path: Path) -> None:
+    striped = str(tmp_path / "striped")
+    enrich_shards(base.data.shards, striped, UniformStripes(2))
+    rows = (AblationRow(cells=("a", ""), variant=PMANET), AblationRow(cells=("b", ""), variant="stripes"))
+    tables = {"iii": AblationTable(title="", columns=TABLE.columns, rows=rows)}
+    with pytest.raises(DataError, match=r"table iii compares uniform stripes .* locate parts first"):
+        ablation.run_tables(with_overrides(base, [f"data.shards={striped}"]), tables, [0])
+    assert work == []
 
 
 def test_what_the_data_set_lacks_is_said_before_anything_is_trained(base: PMNetExperiment, work: list[str]) -> None:
