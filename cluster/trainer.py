@@ -41,7 +41,7 @@ from reid.data.plan import lanes_of_worker
 from reid.data.shard_set import ShardSet
 from reid.training.checkpoint import CheckpointStore
 from reid.training.checkpoint_hold import held
-from reid.training.continuation import refuse_other_run
+from reid.training.continuation import change_of_rate, refuse_other_run
 from reid.training.run_lock import RunLock
 
 logger = logging.getLogger(__name__)
@@ -332,7 +332,10 @@ def _check_resume(
     if resume is Resume.MUST and newest is None:
         raise ValueError(f"--resume must: {folder.checkpoints.uri} holds no sound checkpoint")
     if newest is not None:
-        refuse_other_run(
-            newest, store.load_run(newest), describe_run(experiment, data_hash), resume_anyway=resume_anyway
-        )
+        saved, run = store.load_run(newest), describe_run(experiment, data_hash)
+        refuse_other_run(newest, saved, run, resume_anyway=resume_anyway)
+        position = store.load_position(newest)
+        change = change_of_rate(saved.config, run.config, position.epoch) if position is not None else ""
+        if change:
+            logger.warning("%s", change)
     return newest

@@ -20,6 +20,14 @@ _TRANSIENT_TEXT: Final = re.compile(
     r"REQUEST_EXPIRED|HTTP status (?:408|429|5\d\d)|curlCode|timed? ?out|connection reset|unexpected end of stream",
     re.IGNORECASE,
 )
+_REFUSED_TEXT: Final = re.compile(
+    r"ACCESS_DENIED|PERMISSION_DENIED|INVALID_ACCESS_KEY|INVALID_CLIENT_TOKEN|SIGNATURE_DOES_NOT_MATCH|EXPIRED_TOKEN"
+    r"|UNRECOGNIZED_CLIENT|MISSING_AUTHENTICATION|AccessDenied|InvalidAccessKeyId|ExpiredToken|HTTP status 40[13]",
+)
+_CREDENTIALS: Final = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (with AWS_SESSION_TOKEN for temporary keys), or AWS_PROFILE,",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+}
 _TRANSIENT_STATUS: Final = frozenset({408, 429, 500, 502, 503, 504})
 
 Result = TypeVar("Result")
@@ -65,6 +73,18 @@ def is_transient(error: BaseException) -> bool:
             return False
 
 
+def credentials_hint(address: str, error: BaseException) -> str:
+    """Where the keys of an object store come from, for an error that refuses them; empty for any other.
+
+    >>> credentials_hint("gs://bucket/set", OSError("PERMISSION_DENIED"))
+    'access was refused: check GOOGLE_APPLICATION_CREDENTIALS where this process runs'
+    """
+    source = _CREDENTIALS.get(address.partition("://")[0])
+    if source is None or not _REFUSED_TEXT.search(str(error)):
+        return ""
+    return f"access was refused: check {source} where this process runs"
+
+
 def retry(
     operation: str,
     address: str,
@@ -93,6 +113,8 @@ def retry(
             return request()
         except Exception as error:
             if not is_transient(error):
+                if hint := credentials_hint(address, error):
+                    error.add_note(hint)
                 raise
             if attempt >= policy.attempts:
                 error.add_note(f"{operation} of {address} failed {attempt} times; gave up")

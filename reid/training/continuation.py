@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from reid.contracts import flatten
 from reid.training.checkpoint import CheckpointRefusedError
 from reid.training.optim import describe
 from reid.training.optimizer_state import OptimizerState
+from reid.training.schedule import ScheduleConfig, learning_rate_at
 from reid.training.snapshot import RunDescription
 
 logger = logging.getLogger(__name__)
@@ -70,6 +72,30 @@ def refuse_other_run(name: str, saved: RunDescription, run: RunDescription, *, r
         if saved.data_hash == run.data_hash:
             remedy += "; --resume-anyway continues with the settings of now"
         raise _refusal(name, [*problems, remedy])
+
+
+def change_of_rate(saved: Mapping[str, Any], current: Mapping[str, Any], epoch: int) -> str:
+    """What another length of the run does to the learning rate where it goes on; empty when it is the same.
+
+    With a cosine the rate follows from the length of the whole run.
+
+    Args:
+        saved: Configuration of the run that wrote the checkpoint, as JSON.
+        current: Of this run.
+        epoch: The first one that is still to be trained.
+    """
+    training = current["training"]
+    schedule = ScheduleConfig.model_validate(training["schedule"])
+    lengths = [config["training"]["loop"]["epochs"] for config in (saved, current)]
+    before, after = (
+        learning_rate_at(schedule, training["optimizer"]["learning_rate"], epoch, length) for length in lengths
+    )
+    if math.isclose(before, after, rel_tol=0.01):
+        return ""
+    return (
+        f"training.loop.epochs was {lengths[0]} and is {lengths[1]}: the learning rate goes on at {after:.2e}, where it"
+        f" would have been {before:.2e}; the end will not be that of a run that had this length from the beginning"
+    )
 
 
 def refuse_other_optimizer(name: str, saved: OptimizerState, optimizer: torch.optim.Optimizer) -> None:

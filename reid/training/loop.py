@@ -23,7 +23,7 @@ from reid.training.schedule import ScheduleConfig, learning_rate_at, place_in_ru
 from reid.training.snapshot import Position, RunDescription, take_snapshot
 from reid.training.step import NonFiniteLossError, TrainingStep
 from reid.training.stragglers import StragglerWatch
-from reid.training.watchdog import StepWatchdog
+from reid.training.watchdog import StepWatchdog, stacks_folder
 from reid.training.workers import Wish, WishPoll, node_names, rank, share_text
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,8 @@ class LoopConfig(Settings):
     """Also inside epochs, after every so many batches of the run; for epochs that take hours."""
     hang_after_seconds: float | None = Field(default=300.0, gt=0)
     """A step that takes longer than this, and than 20 usual ones, is a hang: the stacks of all threads go to the run
-    folder and the process ends. None: never."""
+    folder (on an object store: when a worker starts on that machine again; until then they are in its temporary folder)
+    and the process ends. None: never."""
 
 
 class BatchStream(Protocol):
@@ -108,9 +109,8 @@ def fit(
         CheckpointFailedError: On all workers, when saving failed too often in a row.
         ValueError: When the stream ends before the epoch does.
     """
-    local = folder.local_path if folder is not None and folder.is_local else None
     watchdog = StepWatchdog(
-        local,
+        stacks_folder(folder),
         f"rank-{rank()}",
         minimum_seconds=config.hang_after_seconds or 0.0,
         enabled=config.hang_after_seconds is not None,

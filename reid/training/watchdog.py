@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import faulthandler
+import hashlib
+import logging
 import os
 import sys
+import tempfile
 import time
 from collections import deque
 from pathlib import Path
@@ -12,8 +15,33 @@ from statistics import median
 from types import TracebackType
 from typing import IO, Final, Self
 
+from reid.storage import Location, upload_file
+
+logger = logging.getLogger(__name__)
+
 FIRST_STEP_PATIENCE: Final = 10
 """How many times longer than any other the first step may take."""
+
+
+def stacks_folder(run: Location | None) -> Path | None:
+    """Where the stacks of a hang go: the run folder; for one on an object store, a folder of this machine.
+
+    A process that hangs cannot upload. What an earlier one left on this machine is brought to the run folder here, at
+    the start of the process that replaces it.
+    """
+    if run is None:
+        return None
+    if run.is_local:
+        return run.local_path
+    folder = Path(tempfile.gettempdir()) / f"reid-stacks-{hashlib.sha256(run.uri.encode()).hexdigest()[:16]}"
+    for path in folder.glob("stacks-*.txt"):
+        try:
+            if path.stat().st_size > 0:  # another worker of this machine has its own open, empty
+                upload_file(path, run.child(path.name))
+                path.unlink()
+        except OSError as error:
+            logger.warning("the stacks of a hang stay in %s: %s", path, error)
+    return folder
 
 
 class StepWatchdog:

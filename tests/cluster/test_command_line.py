@@ -18,6 +18,7 @@ from cluster.resources import joining
 from cluster.trainer import TrainingFailed
 from reid.config import load_experiment
 from reid.contracts import DataError
+from reid.storage import retry
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +67,22 @@ def test_each_kind_of_end_has_its_exit_code(
 
     assert exit_code(work) == code
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_what_was_added_to_an_error_on_its_way_is_said_too(capsys: pytest.CaptureFixture[str]) -> None:
+    def request() -> None:
+        raise OSError("AWS Error ACCESS_DENIED during GetObject")
+
+    def work() -> None:
+        try:
+            retry("read", "s3://bucket/manifest.json", request)
+        except OSError as error:
+            raise DataError(str(error)) from error
+
+    assert exit_code(work) == 3
+    said = capsys.readouterr().err
+    assert "AWS Error ACCESS_DENIED" in said
+    assert "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in said
 
 
 def test_an_unknown_option_ends_with_2(capsys: pytest.CaptureFixture[str]) -> None:

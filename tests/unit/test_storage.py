@@ -237,6 +237,27 @@ def test_errors_that_pass_are_told_from_those_that_stay(error: Exception, expect
     assert is_transient(error) is expected
 
 
+@pytest.mark.parametrize(
+    ("address", "error", "expected"),
+    [
+        ("s3://b/k", OSError("AWS Error ACCESS_DENIED during HeadObject operation: No response body."), "AWS_PROFILE"),
+        ("s3://b/k", OSError("AWS Error INVALID_ACCESS_KEY_ID during GetObject"), "AWS_ACCESS_KEY_ID"),
+        ("s3://b/k", OSError("AWS Error NO_SUCH_BUCKET during PutObject"), None),
+        ("/data/k", PermissionError("ACCESS_DENIED"), None),
+    ],
+)
+def test_refused_access_names_the_variables_that_hold_the_keys(
+    address: str, error: Exception, expected: str | None
+) -> None:
+    def request() -> None:
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        retry("read", address, request)
+    notes = " ".join(getattr(caught.value, "__notes__", []))
+    assert (expected in notes) if expected else not notes
+
+
 class WebServer(BaseHTTPRequestHandler):
     """Serves /set/file; fails twice at /busy (503), /cut (half the content) and /babble (no HTTP); refuses /secret;
     redirects /evil to a local file.

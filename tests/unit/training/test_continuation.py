@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from reid.training.checkpoint import CheckpointRefusedError
-from reid.training.continuation import differences, refuse_other_optimizer, refuse_other_run
+from reid.training.continuation import change_of_rate, differences, refuse_other_optimizer, refuse_other_run
 from reid.training.optim import OptimizerConfig
 from reid.training.snapshot import Position, RunDescription, take_snapshot
 from tests.unit.training.small_run import PlannedStream, build_step
@@ -53,6 +53,20 @@ def test_an_optional_part_that_the_checkpoint_does_not_know_and_nobody_uses_is_n
     assert differences({"rate": 1}, {"rate": 1, "warp": {"degrees": 3}}) == [
         "warp.degrees: absent in the checkpoint, 3 now"
     ]
+
+
+def _configuration(epochs: int, **schedule: object) -> dict[str, object]:
+    training = {"loop": {"epochs": epochs}, "optimizer": {"learning_rate": 0.1}, "schedule": schedule}
+    return {"training": training}
+
+
+def test_another_length_is_told_where_it_changes_the_rate() -> None:
+    cosine = {"shape": "cosine", "warmup_epochs": 0, "floor": 0}
+    told = change_of_rate(_configuration(10, **cosine), _configuration(20, **cosine), 10)
+    assert "training.loop.epochs was 10 and is 20: the learning rate goes on at 5.00e-02" in told
+    assert "would have been 0.00e+00" in told
+    assert change_of_rate(_configuration(10, **cosine), _configuration(10, **cosine), 5) == ""
+    assert change_of_rate(_configuration(10), _configuration(20), 10) == ""  # milestones stand where they stood
 
 
 def test_tuples_and_lists_are_no_difference() -> None:

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from reid.contracts import Batch, EpochResult, IntervalResult, LossTerms
-from reid.storage import open_location
+from reid.storage import list_names, open_location, read_bytes
 from reid.training.checkpoint import CheckpointConfig, CheckpointFailedError, CheckpointStore
 from reid.training.loop import LoopConfig, fit
 from reid.training.schedule import ScheduleConfig
 from reid.training.step import NonFiniteLossError, StepConfig
+from reid.training.watchdog import stacks_folder
 from reid.training.workers import Wish
+from tests.s3_server import s3_server
 from tests.unit.training.small_run import PlannedStream, build_step, identity_loss
 
 SCHEDULE = ScheduleConfig(warmup_epochs=1, milestone_every_epochs=1, floor=None)
@@ -227,6 +229,26 @@ with StepWatchdog(Path(sys.argv[1]), "rank-0", minimum_seconds=0.3) as watchdog:
     assert time.monotonic() - began < 45
     (stacks,) = tmp_path.glob("stacks-rank-0-*.txt")
     assert "stuck_collective_operation" in stacks.read_text()
+
+
+def test_stacks_of_a_run_on_an_object_store_come_there_with_the_next_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "temporary"))
+    with s3_server("runs"):
+        run = open_location("s3://runs/stuck")
+        folder = stacks_folder(run)
+        assert folder is not None
+        assert folder.parent == tmp_path / "temporary"
+        folder.mkdir(parents=True)
+        (folder / "stacks-rank-0-1.txt").write_text("where it hung")
+        (folder / "stacks-rank-1-2.txt").touch()  # of a worker that runs
+        assert stacks_folder(run) == folder
+        assert list_names(run) == ["stacks-rank-0-1.txt"]
+        assert read_bytes(run.child("stacks-rank-0-1.txt")) == b"where it hung"
+        assert stacks_folder(open_location("s3://runs/other")) != folder
+    assert [path.name for path in folder.iterdir()] == ["stacks-rank-1-2.txt"]
+    assert stacks_folder(open_location(tmp_path)) == tmp_path
 
 
 def test_a_healthy_run_leaves_no_stacks(tmp_path: Path) -> None:
