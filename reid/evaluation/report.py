@@ -135,7 +135,8 @@ def _head(result: RetrievalResult | KeypointResult) -> _Head:
                 count_name="annotated images",
                 explanation="Percent. PCK@0.1: visible points that are found within a tenth of the image's longer side"
                 " (images are cut to the vehicle); error: their mean distance as a share of that side; planes,"
-                " orientation: images in which predicted and annotated keypoints say the same.",
+                " orientation: images in which predicted and annotated keypoints say the same (orientation by the"
+                " visible lamps, plates, logos and wheels, which tell it more often than whole planes do).",
                 facts={"measured on": result.protocol},
             )
 

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from reid.parts import uniform_stripes
 from reid.visual.activation import overlay_heat
 from reid.visual.masks import draw_boxes, draw_mask, scaled
 from reid.visual.mosaic import GREY, PAPER, Image, captioned, column, filled, fit_tile, framed, row
@@ -38,7 +39,7 @@ class LocatedParts:
 
 def parts_sheet(images: Sequence[LocatedParts], *, tile_size: int = TILE) -> Image:
     """A row per image: image, mean attention, attention of each channel group; coarse and refined mask, part boxes and
-    what of the vehicle lies in them.
+    what of the vehicle lies in them; uniform stripes, the division that PANet's boxes replace (Figure 8's first row).
 
     Raises:
         ValueError: If there are none.
@@ -111,6 +112,7 @@ def _strip(located: LocatedParts, size: int) -> Image:
         (draw_mask(image, refined), "refined mask"),
         (draw_boxes(image, located.boxes), "parts"),
         (np.rint(image * inside).astype(np.uint8), "parts x mask"),
+        (draw_boxes(image, uniform_stripes(len(located.boxes))), "uniform stripes"),
     ]
     return row([captioned(fit_tile(tile, size), caption, GREY) for tile, caption in tiles])
 
