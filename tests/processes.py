@@ -1,9 +1,11 @@
-"""Run a function in several processes that form a gloo group on this machine, for multi-worker tests without Ray."""
+"""Processes of tests: a function in several that form a gloo group (several workers without Ray), and their end."""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import pickle
+import subprocess
 import tempfile
 import time
 import traceback
@@ -13,6 +15,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -112,3 +115,13 @@ def _work(
         if dist.is_initialized():
             dist.destroy_process_group()
         writer.close()
+
+
+def kill_with_descendants(process: subprocess.Popen[Any]) -> None:
+    """SIGKILL to a process and to what it would leave behind; only its own descendants."""
+    descendants = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    for descendant in descendants:
+        with contextlib.suppress(psutil.Error):
+            descendant.kill()
+    process.wait()

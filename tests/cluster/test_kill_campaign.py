@@ -19,6 +19,7 @@ from reid.config import Experiment
 from reid.settings_file import to_yaml
 from reid.training.checkpoint import CheckpointStore
 from tests.cluster.conftest import tiny_experiment
+from tests.processes import kill_with_descendants
 
 ROOT = Path(__file__).parents[2]
 EPOCHS = 12
@@ -44,18 +45,6 @@ def workers_of(driver: subprocess.Popen[bytes]) -> list[psutil.Process]:
         except psutil.Error:
             continue
     return found
-
-
-def kill_driver(driver: subprocess.Popen[bytes]) -> None:
-    """Kills a driver, and what it leaves behind; only its own descendants."""
-    descendants = psutil.Process(driver.pid).children(recursive=True)
-    driver.kill()
-    for process in descendants:
-        try:
-            process.kill()
-        except psutil.Error:
-            continue
-    driver.wait()
 
 
 @pytest.mark.slow
@@ -93,7 +82,7 @@ def test_five_kills_of_workers_and_drivers_lose_nothing(tiny_shards: Path, tmp_p
         if victim == "worker":
             os.kill(generator.choice(workers).pid, signal.SIGKILL)
         else:
-            kill_driver(driver)
+            kill_with_descendants(driver)
             driver = start(killed, tmp_path)
         kills.append(victim)
         # What was committed before the kill, or something newer, is still there and sound.

@@ -23,6 +23,7 @@ from reid.settings_file import to_yaml
 from reid.storage import exists, open_location
 from reid.training.checkpoint import CheckpointStore
 from tests.cluster.conftest import tiny_experiment
+from tests.processes import kill_with_descendants
 from tests.s3_server import s3_server
 
 ROOT = Path(__file__).parents[2]
@@ -43,9 +44,9 @@ def start(experiment: Experiment, folder: Path, *options: str) -> subprocess.Pop
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def wait_for_row(folder: RunFolder, driver: subprocess.Popen[str]) -> None:
+def wait_for_row(folder: RunFolder, driver: subprocess.Popen[str], step: int = 1) -> None:
     deadline = time.monotonic() + 240
-    while not any(row["kind"] == "interval" for row in read_metrics(folder.location)):
+    while not any(row["kind"] == "interval" and row["step"] >= step for row in read_metrics(folder.location)):
         assert driver.poll() is None, driver.communicate()[1][-2000:]
         assert time.monotonic() < deadline, "the run did not begin to train"
         time.sleep(0.5)
@@ -53,7 +54,7 @@ def wait_for_row(folder: RunFolder, driver: subprocess.Popen[str]) -> None:
 
 @pytest.mark.ray
 @pytest.mark.timeout(600)
-def test_a_terminated_run_on_an_object_store_saves_inside_its_epoch_and_continues_there(
+def test_a_terminated_run_on_an_object_store_saves_inside_its_epoch_and_continues_there_after_a_kill_too(
     tiny_shards: Path, tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -75,6 +76,11 @@ def test_a_terminated_run_on_an_object_store_saves_inside_its_epoch_and_continue
     intervals = [row["step"] for row in read_metrics(folder.location) if row["kind"] == "interval"]
     assert position.step == max(intervals)  # the last step taken is the one that was saved
     assert not StopMark(folder.location).is_there()
+
+    with start(endless, tmp_path, "--resume", "must") as driver:
+        wait_for_row(folder, driver, position.step + 1)
+        kill_with_descendants(driver)  # a driver that dies tells nobody
+    assert store.newest() == name  # what was committed before is there and sound
 
     last = tiny_experiment(tiny_shards, tmp_path, *overrides, f"training.loop.epochs={position.epoch + 1}")
     with start(last, tmp_path, "--resume", "must") as driver:
