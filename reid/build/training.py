@@ -109,6 +109,7 @@ class Training:
             wish=wish,
             folder=self.folder.location,
             counters=self.counters,
+            names=lambda samples: [str(key) for key in self.shards.index.key[list(samples)]],
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -65,6 +65,11 @@ def no_wish() -> Wish:
     return Wish.NOTHING
 
 
+def no_names(samples: Sequence[int]) -> list[str]:
+    """The names of samples that nobody has names for: their numbers."""
+    return [str(sample) for sample in samples]
+
+
 def no_counters() -> dict[str, int]:
     """The counters of a run that counts nothing but what the step does."""
     return {}
@@ -82,6 +87,7 @@ def fit(
     wish: Callable[[], Wish] = no_wish,
     folder: Location | None = None,
     counters: Callable[[], Mapping[str, int]] = no_counters,
+    names: Callable[[Sequence[int]], Sequence[str]] = no_names,
 ) -> Iterator[IntervalResult | EpochResult]:
     """Train, one yield at a time; all workers must take the same number of results.
 
@@ -100,6 +106,7 @@ def fit(
             yield an `EpochResult`, and end when one wants to stop; with several workers one step later.
         folder: The run folder, for the report of an aborted run and the stacks of a hanging one.
         counters: Totals since the beginning of the run that checkpoints keep; asked at each save, on every worker.
+        names: What people know samples by, for the report of an aborted run.
 
     Yields:
         `IntervalResult` every `log_every_steps`; `EpochResult` at each epoch end and each checkpoint inside an epoch.
@@ -119,7 +126,7 @@ def fit(
     with closing(WishPoll(wish)) as poll, watchdog:
         stragglers = StragglerWatch(node_names())
         run = run or RunDescription()
-        parts = _Parts(step, stream, config, schedule, run, store, folder, poll, watchdog, stragglers, counters)
+        parts = _Parts(step, stream, config, schedule, run, store, folder, poll, watchdog, stragglers, counters, names)
         stopped = False
         while position.epoch < config.epochs and not stopped:
             if position.step_in_epoch < stream.steps_in_epoch(position.epoch):
@@ -140,6 +147,7 @@ class _Parts:
     watchdog: StepWatchdog
     stragglers: StragglerWatch
     counters: Callable[[], Mapping[str, int]]
+    names: Callable[[Sequence[int]], Sequence[str]]
 
 
 def _after(position: Position, stream: BatchStream) -> Position:
@@ -275,6 +283,8 @@ def _write_report(parts: _Parts, position: Position, error: NonFiniteLossError) 
         return
     # JSON has no NaN: write the numbers that are none as text.
     report = json.loads(json.dumps(error.report), parse_constant=str)
+    for batch in report["batches"]:
+        batch["keys"] = list(parts.names(batch["samples"]))
     try:
         write_bytes_atomic(parts.folder.child(name), json_to_bytes({"step": position.step, **report}))
     except OSError as failure:

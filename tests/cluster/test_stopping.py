@@ -19,6 +19,7 @@ from reid.build.metrics_log import read_metrics
 from reid.build.run_folder import RunFolder, open_run
 from reid.config import Experiment
 from reid.contracts import DataError
+from reid.data.shard_set import open_shards
 from reid.settings_file import to_yaml
 from reid.storage import exists, open_location
 from reid.training.checkpoint import CheckpointStore
@@ -118,7 +119,10 @@ def test_a_loss_that_stays_non_finite_ends_the_run_the_first_time(
         train(experiment)
     folder = tmp_path / "tiny"
     (report,) = folder.glob("nonfinite-step-*-rank-0.json")
-    assert "updates in a row" in json.loads(report.read_text())["reason"]
+    content = json.loads(report.read_text())
+    assert "updates in a row" in content["reason"]
+    with open_shards(tiny_shards) as shards:
+        assert set(content["batches"][-1]["keys"]) <= set(shards.index.key)
     # One group of workers trained; the one after it ended at once.
     assert sum(bool(path.read_text()) for path in (folder / "metrics").iterdir()) == 1
 

@@ -174,7 +174,14 @@ def test_an_aborted_run_leaves_a_report_that_any_reader_understands(tmp_path: Pa
         return LossTerms(total=loss, parts={"identity": loss.detach()})
 
     step = build_step(StepConfig(precision="float32", max_consecutive_nonfinite=3), objective=hopeless)
-    run = fit(step, PlannedStream(), config=_config(), schedule=SCHEDULE, folder=open_location(tmp_path))
+    run = fit(
+        step,
+        PlannedStream(),
+        config=_config(),
+        schedule=SCHEDULE,
+        folder=open_location(tmp_path),
+        names=lambda samples: [f"image-{sample}" for sample in samples],
+    )
     with pytest.raises(NonFiniteLossError, match="3 updates in a row"):
         list(run)
     assert os.listdir(tmp_path) == ["nonfinite-step-00000002-rank-0.json"]
@@ -184,7 +191,9 @@ def test_an_aborted_run_leaves_a_report_that_any_reader_understands(tmp_path: Pa
 
     report = json.loads((tmp_path / "nonfinite-step-00000002-rank-0.json").read_text(), parse_constant=no_constants)
     assert report["batches"][0]["metrics"]["loss/identity"] == "NaN"
-    assert report["batches"][-1]["samples"] == PlannedStream().batch(0, 2).samples.tolist()
+    samples = PlannedStream().batch(0, 2).samples.tolist()
+    assert report["batches"][-1]["samples"] == samples
+    assert report["batches"][-1]["keys"] == [f"image-{sample}" for sample in samples]
 
 
 def test_a_storage_that_keeps_refusing_ends_the_run(tmp_path: Path) -> None:
