@@ -46,7 +46,7 @@ def refuse_other_seed(path: Path, seed: int) -> None:
 
 
 def write_curve(results: Sequence[SeverityResult], others: Sequence[Path], path: Path) -> None:
-    """Draws mAP and R1 over the severity, a line for each run and protocol.
+    """Draws mAP and R1 over the severity, a line for each run and protocol; re-ranked too where all results are.
 
     Args:
         results: Figures to draw.
@@ -79,7 +79,7 @@ def write_curve(results: Sequence[SeverityResult], others: Sequence[Path], path:
         y_label="%",
         title=title,
         from_zero=True,
-        num_per_colour=len(_FIGURES),
+        num_per_colour=len(_figures(stored)),
         size_inches=(6.4, 3.8),
         picture_format="svg" if path.suffix.lower() == ".svg" else "png",
     )
@@ -92,13 +92,20 @@ def _patches(stored: Sequence[Stored]) -> dict[tuple[str, float], str]:
     return {(o["protocol"], o["severity"]): o["patches_sha256"] for o in occlusions if o["severity"] > 0}
 
 
+def _figures(stored: Sequence[Stored]) -> list[str]:
+    """The figures that are drawn: of all results, so that lines of different runs stand beside each other."""
+    reranked = [f"{name}+RR" for name in _FIGURES]
+    has_reranked = all(name in item["figures"] for item in stored for name in reranked)
+    return [*_FIGURES, *(reranked if has_reranked else [])]
+
+
 def _curves(stored: Sequence[Stored]) -> dict[str, list[tuple[float, float]]]:
     """Points in percent by the name of their line, which says no more than tells the lines apart."""
     several = {name: len({item["occlusion"][name] for item in stored}) > 1 for name in ("run", "protocol")}
     curves: dict[str, dict[float, float]] = {}
     for item in stored:
         occlusion = item["occlusion"]
-        for figure in _FIGURES:
+        for figure in _figures(stored):
             line = " ".join([*(occlusion[name] for name in ("run", "protocol") if several[name]), figure])
             points = curves.setdefault(line, {})
             if occlusion["severity"] in points:

@@ -201,6 +201,10 @@ def test_the_evaluation_job_prints_one_table_and_writes_figures_patches_and_curv
         lines = list(csv.DictReader(file))
     assert len(lines) == 2 * len(occluded[2].patches.rows)
     assert {line["severity"] for line in lines} == {"0.1", "0.3"}
+    assert run("--occluded", "0.3", "--rerank", "6,3,0.5", "--curve", str(files["both.svg"])) == 0
+    svg = files["both.svg"].read_text()
+    assert all(f">{name}<" in svg for name in ("mAP", "R1", "mAP+RR", "R1+RR"))
+    capsys.readouterr()
     picture = cv2.imread(str(files["curve.png"]))
     assert picture is not None
     assert (picture == 255).mean() > 0.8
