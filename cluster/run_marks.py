@@ -54,7 +54,7 @@ class EndMark:
         self._location = folder.child("ended.json")
 
     def put(self, error: Exception, rank: int) -> None:
-        """Says why, before the worker raises.
+        """Says why, before the worker raises; a storage that refuses costs new tries by Ray, not the reason.
 
         Args:
             error: DataError or ValueError: data or settings are refused. Any other: training is given up.
@@ -63,7 +63,10 @@ class EndMark:
         kind = next((name for name, types in _KINDS.items() if isinstance(error, types)), "training")
         notes = getattr(error, "__notes__", [])
         what = {"rank": rank, "kind": kind, "text": "\n".join([str(error), *notes])}
-        write_bytes_atomic(self._location, json.dumps(what).encode())
+        try:
+            write_bytes_atomic(self._location, json.dumps(what).encode())
+        except OSError as failure:
+            logger.warning("could not write %s: %s", self._location.uri, failure)
 
     def remove(self) -> None:
         """Forgets an earlier end: at the start of a driver's work."""

@@ -139,6 +139,11 @@ def test_a_refusal_keeps_its_kind_and_its_text(tmp_path: Path, kind: type[ValueE
     assert mark.error() is None
 
 
+def test_a_mark_that_cannot_be_written_does_not_hide_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    EndMark(open_location(tmp_path / "file")).put(ValueError("wrong"), rank=0)
+
+
 def test_a_worker_that_gives_up_is_told_apart_from_a_refusal_and_its_advice_is_kept(tmp_path: Path) -> None:
     mark = EndMark(open_location(tmp_path))
     exhausted = torch.OutOfMemoryError("CUDA out of memory")
