@@ -46,7 +46,7 @@ ensemble: $(READY)  ## the pixel-space ensemble trained on local Ray: too long f
 	$(BIN)/python -m pytest -m slow tests/cluster/test_pixel_ensemble.py
 
 bench: $(READY)  ## all benchmarks, results as JSON below build/benchmarks
-	@for name in loader masks triplet step ranking rerank enrichment ray_overhead; do \
+	@for name in loader masks triplet step ranking rerank ray_overhead; do \
 	  echo "== $$name"; $(BIN)/python -m tests.benchmarks.bench_$$name --output build/benchmarks/$$name.json || exit 1; done
 
 lock: $(READY)  ## resolve the newest packages into requirements.lock

@@ -91,7 +91,19 @@ def dry_run(experiment: AnyExperiment, resume: Resume = Resume.AUTO, *, resume_a
         f"{images:,}", images_per_second, experiment.cluster.evaluation_workers, _duration(evaluation_seconds),
         describe_evaluation_worker(experiment.cluster),
     )  # fmt: skip
+    _refuse_slow_evaluation(experiment, evaluation_seconds)
     logger.info("dry run passed: the run can start")
+
+
+def _refuse_slow_evaluation(experiment: AnyExperiment, seconds: float) -> None:
+    """ValueError for evaluations that would all be given up: embedding alone, without ranking, takes too long."""
+    limit = experiment.cluster.evaluation_timeout_seconds
+    if seconds > limit:
+        raise ValueError(
+            f"an evaluation would take {_duration(seconds)} and be given up after cluster.evaluation_timeout_seconds ="
+            f" {_duration(limit)}: give it more (cluster.evaluation_workers, cluster.cpus_per_evaluation_worker,"
+            " cluster.gpus_per_evaluation_worker), or more time"
+        )
 
 
 def _try_training(experiment: AnyExperiment, device: str, *, pretrained: bool) -> Trial:

@@ -58,6 +58,8 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(
         dry_run(with_overrides(other, changes), Resume.MUST, resume_anyway=True)
     assert f"continues at {trained[1].name}" in caplog.text
     assert "each time, on 1 CPU thread(s), beside training" in caplog.text
+    with pytest.raises(ValueError, match=r"would take .* be given up after cluster\.evaluation_timeout_seconds = 0 s"):
+        dry_run(with_overrides(experiment, ["cluster.evaluation_timeout_seconds=0.001"]))
 
 
 def test_damaged_weights_are_named_without_the_traceback_of_a_worker(
