@@ -67,13 +67,21 @@ def run_tables(
         DataError: The data set lacks what a variant needs; nothing was trained.
         TrainingFailed: A run failed; the same call continues there.
     """
+    base, occluded_parts = _checked(base, tables, seeds, occluded_parts)
+    with ray_connection():
+        return _fill(base, tables, seeds, occluded_parts)
+
+
+def _checked(
+    base: AblationBase, tables: Mapping[str, AblationTable], seeds: Sequence[int], occluded_parts: str | None
+) -> tuple[AblationBase, str | None]:
+    """The base and the set with occluded queries under absolute addresses, after all that they are refused for."""
     base = with_absolute_addresses(base)
     if occluded_parts is not None:
         occluded_parts = absolute_address("--occluded-parts", occluded_parts)
     _check_variants(base, tables, seeds)
     _check_data(base, tables, seeds, occluded_parts)
-    with ray_connection():
-        return _fill(base, tables, seeds, occluded_parts)
+    return base, occluded_parts
 
 
 def _check_variants(base: AblationBase, tables: Mapping[str, AblationTable], seeds: Sequence[int]) -> None:
@@ -171,9 +179,7 @@ def plan_of_tables(
     Raises:
         ValueError: As `run_tables`.
     """
-    base = with_absolute_addresses(base)
-    _check_variants(base, tables, seeds)
-    _check_data(base, tables, seeds, occluded_parts)
+    base, _ = _checked(base, tables, seeds, occluded_parts)
     lines = []
     for seed in seeds:
         for variant, wanted in _by_variant(tables).items():

@@ -41,8 +41,9 @@ def check(arguments: argparse.Namespace) -> DoctorReport:
             "--max-images": arguments.max_images is not None,
             "--allow-overlap": arguments.allow_overlap,
         }
-        for option in (option for option, given in about_images.items() if given):
-            raise ValueError(f"{option} does nothing where only keypoint files are checked: remove it")
+        idle = [option for option, given in about_images.items() if given]
+        if idle:
+            raise ValueError(f"{idle[0]} does nothing where only keypoint files are checked: remove it")
         return check_keypoint_files(files, arguments.on_duplicate)
     values = {"format": arguments.format or detect_format(path), "root": str(path), "keypoints": arguments.keypoints}
     config = DatasetConfig.model_validate({**values, "on_duplicate": arguments.on_duplicate})

@@ -282,7 +282,6 @@ def variant_of(base: AblationBase, variant: str, seed: int) -> ReidExperiment:
         raise ValueError(f"unknown variant {variant!r}; known are {', '.join([*PPT_VARIANTS, *PMANET_VARIANTS])}")
     if not isinstance(base, PMNetExperiment):
         raise ValueError(f"variant {variant!r} is one of PMANet, but the configuration is of task {base.task}")
-    _refuse_ablated(base)
     changes = [*_WHOLE_MODEL, *PMANET_VARIANTS[variant]]
     if variant == "late-hul":
         changes += [f"loss.uncertainty_from_epoch={max(1, base.training.loop.epochs // 4)}", _EQUAL]
@@ -326,7 +325,7 @@ def tables_of(base: AblationBase, names: Sequence[str]) -> dict[str, AblationTab
     """The tables of these names.
 
     Raises:
-        ValueError: An unknown one, or one of PMANet for a base of PPT.
+        ValueError: An unknown one, or one of PMANet for a base of PPT or for one without something of PMANet.
     """
     unknown = [name for name in names if name.lower() not in TABLES]
     if unknown:
@@ -339,6 +338,8 @@ def tables_of(base: AblationBase, names: Sequence[str]) -> dict[str, AblationTab
                 f"table {name} has variants of PMANet ({', '.join(dict.fromkeys(needed))}): give it a configuration of"
                 f" task pmanet, not {base.task} (for PPT alone: tables 5 and 6)"
             )
+        if needed and isinstance(base, PMNetExperiment):
+            _refuse_ablated(base)
     return tables
 
 

@@ -103,9 +103,10 @@ def _curves(stored: Sequence[Stored]) -> dict[str, list[tuple[float, float]]]:
     """Points in percent by the name of their line, which says no more than tells the lines apart."""
     several = {name: len({item["occlusion"][name] for item in stored}) > 1 for name in ("run", "protocol")}
     curves: dict[str, dict[float, float]] = {}
+    figures = _figures(stored)
     for item in stored:
         occlusion = item["occlusion"]
-        for figure in _figures(stored):
+        for figure in figures:
             line = " ".join([*(occlusion[name] for name in ("run", "protocol") if several[name]), figure])
             points = curves.setdefault(line, {})
             if occlusion["severity"] in points:
