@@ -18,6 +18,7 @@ from types import FrameType
 from ray.exceptions import RayError, RayTaskError
 
 from cluster.dry_run import dry_run
+from cluster.error_words import words_of
 from cluster.evaluation import EvaluationFailed
 from cluster.trainer import Resume, TrainingFailed, evaluate_run, train
 from reid.config import AnyExperiment, Experiment, load_experiment
@@ -51,15 +52,15 @@ def exit_code(work: Callable[[], None], interrupted: str = "--resume auto contin
     try:
         work()
     except DataError as error:
-        return _end(3, f"data: {_words(error)}")
+        return _end(3, f"data: {words_of(error)}")
     except (TrainingFailed, EvaluationFailed) as error:
-        return _end(4, _words(error))
+        return _end(4, words_of(error))
     except RayTaskError as error:
         return _end(4, str(error.cause).strip() or type(error.cause).__name__)
     except RayError as error:
         return _end(4, str(error).strip())
     except (ValueError, OSError) as error:
-        return _end(2, _words(error))
+        return _end(2, words_of(error))
     except KeyboardInterrupt as interruption:
         code = 143 if isinstance(interruption, Terminated) else 130
         return _end(code, f"interrupted; {interrupted}")
@@ -139,12 +140,6 @@ def _parser(description: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--verbose", action="store_true", help="log in detail")
     return parser
-
-
-def _words(error: BaseException) -> str:
-    """What an error says, and what was added to it or to the one that it came from."""
-    notes = [note for one in (error, error.__cause__) for note in getattr(one, "__notes__", [])]
-    return "\n".join([str(error), *notes])
 
 
 def _end(code: int, reason: str) -> int:

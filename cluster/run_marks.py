@@ -9,6 +9,7 @@ import json
 import logging
 from typing import Final
 
+from cluster.error_words import words_of
 from reid.contracts import DataError
 from reid.storage import Location, delete_tree, exists, read_bytes, write_bytes_atomic
 
@@ -61,8 +62,7 @@ class EndMark:
             rank: Of the worker.
         """
         kind = next((name for name, types in _KINDS.items() if isinstance(error, types)), "training")
-        notes = getattr(error, "__notes__", [])
-        what = {"rank": rank, "kind": kind, "text": "\n".join([str(error), *notes])}
+        what = {"rank": rank, "kind": kind, "text": words_of(error)}
         try:
             write_bytes_atomic(self._location, json.dumps(what).encode())
         except OSError as failure:
