@@ -30,6 +30,14 @@ def test_products_agree_with_float64(num_left, num_right, dim, has_onednn, monke
     torch.testing.assert_close(actual.double(), left.double() @ right.double().T, atol=2e-4, rtol=0)
 
 
+@pytest.mark.parametrize(("num_left", "num_right", "dim"), SHAPES)
+def test_both_ways_to_onednn_give_the_same_bits(num_left, num_right, dim, monkeypatch):
+    left, right = rows(num_left, dim, 1), rows(num_right, dim, 2)
+    products = row_products(left, right)
+    monkeypatch.setattr(torch.ops, "mkldnn", object())
+    assert torch.equal(row_products(left, right), products)
+
+
 def test_float64_is_computed_in_float64():
     left, right = rows(5, 40, 1).double(), rows(7, 40, 2).double()
     expected = torch.einsum("nd,md->nm", left, right)
