@@ -267,9 +267,7 @@ def variant_of(base: AblationBase, variant: str, seed: int) -> ReidExperiment:
     name = [f"name={base.name}-{variant}-s{seed}", f"seed={seed}"]
     if variant in PPT_VARIANTS or variant == PIXEL_SPACE:
         ppt = base if isinstance(base, Experiment) else _as_ppt(base)
-        if variant == PIXEL_SPACE:
-            return with_overrides(ppt, [*name, "model.planes=null", "evaluation.rerank=null"])
-        if variant == BASELINE:
+        if variant in (BASELINE, PIXEL_SPACE):
             return with_overrides(ppt, [*name, "model.planes=null"])
         if ppt.model.planes is None:
             raise ValueError(
@@ -298,7 +296,7 @@ def _refuse_ablated(base: PMNetExperiment) -> None:
     """ValueError for a base without something of PMANet: its rows would be called what they are not."""
     whole = PMNetExperiment()
     keys = {change.split("=")[0] for changes in PMANET_VARIANTS.values() for change in changes}
-    keys = keys - {"model.planes", "model.part_head", "model.global_head"} | {"evaluation.rerank"}
+    keys = keys - {"model.planes", "model.part_head", "model.global_head"}
     ours, defaults = flatten(base.model_dump(mode="json")), flatten(whole.model_dump(mode="json"))
     changed = sorted(
         key
@@ -325,8 +323,13 @@ def tables_of(base: AblationBase, names: Sequence[str]) -> dict[str, AblationTab
     """The tables of these names.
 
     Raises:
-        ValueError: An unknown one, or one of PMANet for a base of PPT or for one without something of PMANet.
+        ValueError: An unknown one, one of PMANet for a base of PPT or for one without something of PMANet, or a base
+            that is re-ranked, which no table shows.
     """
+    if base.evaluation.rerank is not None:
+        raise ValueError(
+            "the tables show figures without re-ranking, but evaluation.rerank is set: evaluation.rerank=null"
+        )
     unknown = [name for name in names if name.lower() not in TABLES]
     if unknown:
         raise ValueError(f"unknown table {', '.join(unknown)}; there are {', '.join(TABLES)}")

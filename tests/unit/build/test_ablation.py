@@ -175,14 +175,18 @@ def test_every_variant_of_pmanet_is_in_a_table() -> None:
         "loss.uncertainty_from_epoch=1 loss.fixed_weights=[2,1,1,1,1]",
         "model.learned_loss_weights=false loss.uncertainty_from_epoch=null training.optimizer.loss_weight_rate=1",
         "evaluation.retrieval_weights=[1,2,3]",
-        "evaluation.rerank={k1: 20, k2: 6, weight: 0.3}",
         "model.global_head=null",
     ],
 )
 def test_a_base_that_is_not_the_whole_of_pmanet_is_refused(deviation: str) -> None:
-    changes = deviation.split() if "{" not in deviation else [deviation]
     with pytest.raises(ValueError, match=f"the configuration sets .*{deviation.split('=')[0]}.*: remove it"):
-        tables_of(with_overrides(BASE, changes), ["methods"])
+        tables_of(with_overrides(BASE, deviation.split()), ["methods"])
+
+
+@pytest.mark.parametrize("table", ["5", "6", "methods"])
+def test_a_base_that_is_re_ranked_is_refused(table: str) -> None:
+    with pytest.raises(ValueError, match=r"without re-ranking, .*: evaluation\.rerank=null"):
+        tables_of(with_overrides(BASE, ["evaluation.rerank={k1: 20, k2: 6, weight: 0.3}"]), [table])
 
 
 def test_a_variant_that_the_base_rules_out_is_named() -> None:
