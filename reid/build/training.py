@@ -190,7 +190,7 @@ def _objective(experiment: AnyExperiment) -> Objective:
         case KeypointExperiment(loss=heat_maps):
             return lambda output, keypoints, epoch: heat_map_loss(output, keypoints, heat_maps)
         case PANetExperiment(loss=panet):
-            return lambda output, targets, epoch: panet_loss(output, targets[0], targets[1], panet)
+            return lambda output, targets, epoch: panet_loss(output, targets[0], targets[1], panet, epoch)
         case PMNetExperiment(loss=pmnet):
             return lambda output, labels, epoch: pmnet_loss(output, labels, pmnet, epoch)
         case Experiment(loss=ppt):

@@ -46,6 +46,14 @@ def gather(rows: Tensor) -> Tensor:
     return torch.cat(received).view(local.dtype)
 
 
+def own_rows(rows: Tensor) -> Tensor:
+    """What `gather` took from this worker: its B of (R * B, ...) rows."""
+    workers = world_size()
+    if workers == 1:
+        return rows
+    return rows.chunk(workers)[dist.get_rank()]
+
+
 def gather_with_gradient(rows: Tensor) -> Tensor:
     """Rows of all workers in rank order; backward gives this worker's rows R times their gradient (see the module's
     text).
@@ -66,11 +74,9 @@ def gather_with_gradient(rows: Tensor) -> Tensor:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        ctx.num_rows = len(rows)
         return gather(rows)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (gradient,) = gradients
-        own = dist.get_rank() * ctx.num_rows
-        return gradient[own : own + ctx.num_rows] * world_size()
+        return own_rows(gradient) * world_size()

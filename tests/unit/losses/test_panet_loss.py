@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from reid.contracts import PANetOutput
-from reid.losses.panet import PANetLossConfig, mean_iou, panet_loss
+from reid.losses.panet import PANetLossConfig, mask_overlaps, panet_loss, trust
 from tests.reference import losses as reference
 
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
@@ -100,10 +100,38 @@ def test_a_perfect_mask_costs_nothing_and_overlaps_fully() -> None:
     assert terms.statistics["mask_iou"] == 1
 
 
-def test_overlap_is_averaged_over_images_and_two_empty_masks_agree() -> None:
+def test_overlap_is_that_of_each_image_and_two_empty_masks_agree() -> None:
     predicted = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]]).bool().view(4, 1, 2, 2)
     expected = torch.tensor([[0, 1, 1, 1], [0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0]]).bool().view(4, 1, 2, 2)
-    assert mean_iou(predicted, expected).item() == pytest.approx((1 / 4 + 1 + 0 + 3 / 4) / 4)
+    assert mask_overlaps(predicted, expected).tolist() == [1 / 4, 1, 0, 3 / 4]
+
+
+def test_trusted_are_the_masks_that_overlap_best_of_equal_ones_the_first() -> None:
+    overlaps = torch.tensor([0.3, 0.9, 0.5, 0.5, 0.1])
+    assert trust(overlaps, 0.4).tolist() == [0, 2.5, 2.5, 0, 0]
+    assert trust(overlaps, 0.01).tolist() == [0, 5, 0, 0, 0]
+    assert trust(overlaps, 1.0).tolist() == [1, 1, 1, 1, 1]
+
+
+def test_segmentation_learns_from_trusted_masks_alone_once_the_epoch_has_come() -> None:
+    output, masks = _output(torch.float64), _masks()
+    config = PANetLossConfig(identity_weight=0, triplet_weight=0, trusted_masks=0.4, trusted_from_epoch=2)
+    predicted, coarse = output.masks.detach().numpy(), masks.numpy()
+    overlaps = [reference.mask_iou(predicted[image : image + 1], coarse[image : image + 1]) for image in range(8)]
+    best = sorted(range(8), key=lambda image: -overlaps[image])[:3]
+
+    early = panet_loss(output, LABELS, masks, config, epoch=1)
+    assert early.parts["segmentation"].item() == pytest.approx(reference.mask_squared_error(predicted, coarse))
+    late = panet_loss(output, LABELS, masks, config, epoch=2)
+    expected = reference.mask_squared_error(predicted[best], coarse[best])
+    assert late.parts["segmentation"].item() == pytest.approx(expected, rel=1e-6)
+    assert late.total.item() == pytest.approx(expected, rel=1e-6)
+    assert expected < early.parts["segmentation"].item()
+    assert late.statistics["mask_iou"].item() == pytest.approx(sum(overlaps) / 8)  # of all, trusted or not
+    late.total.backward()
+    assert output.masks.grad is not None
+    learned_from = output.masks.grad.flatten(1).any(1)
+    assert learned_from.nonzero().flatten().tolist() == sorted(best)
 
 
 def test_masks_of_another_shape_are_refused_instead_of_broadcast() -> None:
@@ -115,5 +143,6 @@ def test_defaults_are_the_papers() -> None:
     config = PANetLossConfig()
     assert (config.identity_weight, config.triplet_weight, config.segmentation_weight) == (1, 1, 1)
     assert (config.label_smoothing, config.triplet_margin) == (0.1, 0.7)
+    assert config.trusted_masks == 1
     with pytest.raises(ValueError, match="segmentation_weight"):
         PANetLossConfig.model_validate({"segmentation_weight": -1})
