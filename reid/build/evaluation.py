@@ -211,7 +211,7 @@ def _examples(
     evaluation = experiment.evaluation
     query = select_embeddings(embeddings, trial.query_rows)
     gallery = select_embeddings(embeddings, trial.gallery_rows)
-    chosen = choose_queries(ranks, evaluation.num_rank_lists)
+    chosen = choose_queries(ranks, query.vehicle_ids, evaluation.num_rank_lists)
     lists = nearest_entries(
         query, gallery, [position for _, position, _ in chosen], evaluation.rank_list_length,
         remove_junk=trial.remove_junk,

@@ -28,8 +28,18 @@ class RankList:
     is_positive: NDArray[np.bool_]
 
 
-def choose_queries(ranks: PositiveRanks, num_queries: int) -> list[tuple[Difficulty, int, float]]:
-    """Easiest, median and hardest queries by average precision, about a third each, none twice.
+def choose_queries(
+    ranks: PositiveRanks, vehicle_ids: NDArray[np.int64], num_queries: int
+) -> list[tuple[Difficulty, int, float]]:
+    """Queries from the easiest, the median and the hardest third by average precision, about as many of each.
+
+    None is chosen twice, and as many vehicles as there are in a third: the queries of one vehicle are often all easy or
+    all hard, and look alike.
+
+    Args:
+        ranks: Of all queries.
+        vehicle_ids: (Q,) identity of each query.
+        num_queries: Fewer where there are fewer valid ones.
 
     Returns:
         (difficulty, position among the queries, average precision); easiest first, hardest last. Among equals the
@@ -38,15 +48,39 @@ def choose_queries(ranks: PositiveRanks, num_queries: int) -> list[tuple[Difficu
     precisions = average_precision(ranks)
     valid = np.flatnonzero(~np.isnan(precisions))
     order = valid[np.argsort(-precisions[valid], kind="stable")]
-    share, rest = divmod(min(num_queries, len(order)), 3)
-    num_hard, num_easy, num_median = share + (rest > 0), share + (rest > 1), share
-    begin = int(np.clip(len(order) // 2 - num_median // 2, num_easy, max(num_easy, len(order) - num_hard - num_median)))
-    chosen: list[tuple[Difficulty, NDArray[np.int64]]] = [
-        ("easiest", order[:num_easy]),
-        ("median", order[begin : begin + num_median]),
-        ("hardest", order[len(order) - num_hard :]),
+    num_easy, num_median, _ = _thirds(len(order))
+    easy, median, hard = np.split(order, [num_easy, num_easy + num_median])
+    from_the_middle = np.argsort(np.abs(np.arange(len(median)) - len(median) // 2), kind="stable")
+    thirds: list[tuple[Difficulty, NDArray[np.int64], NDArray[np.int64]]] = [
+        ("easiest", easy, np.arange(len(easy))),
+        ("median", median, from_the_middle),
+        ("hardest", hard, np.arange(len(hard))[::-1]),
     ]
-    return [(kind, int(query), float(precisions[query])) for kind, queries in chosen for query in queries]
+    chosen = []
+    for (kind, queries, preferred), count in zip(thirds, _thirds(min(num_queries, len(order))), strict=True):
+        places = preferred[_one_of_each_first(vehicle_ids[queries[preferred]])][:count]
+        chosen += [(kind, int(query), float(precisions[query])) for query in queries[np.sort(places)]]
+    return chosen
+
+
+def _thirds(num: int) -> tuple[int, int, int]:
+    """Easiest, median and hardest of so many; what is left over goes to the hardest, then to the easiest."""
+    share, rest = divmod(num, 3)
+    return share + (rest > 1), share, share + (rest > 0)
+
+
+def _one_of_each_first(ids: NDArray[np.int64]) -> NDArray[np.intp]:
+    """Order in which the first of each identity comes before the second of any.
+
+    >>> _one_of_each_first(np.array([7, 7, 7, 5, 7, 5])).tolist()
+    [0, 3, 1, 5, 2, 4]
+    """
+    seen: dict[int, int] = {}
+    turns = []
+    for value in ids.tolist():
+        turns.append(seen.get(value, 0))
+        seen[value] = turns[-1] + 1
+    return np.argsort(turns, kind="stable")
 
 
 def nearest_entries(

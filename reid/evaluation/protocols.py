@@ -72,7 +72,7 @@ class EvaluationConfig(Settings):
     rerank: RerankConfig | None = None
     """Also give figures after re-ranking, beside those without; null: only those without."""
     num_rank_lists: int = Field(12, ge=0)
-    """Queries shown in the report: easiest, median and hardest, a third each."""
+    """Queries shown in the report: of the easiest, the median and the hardest third, of different vehicles."""
     rank_list_length: int = Field(10, ge=1, le=50)
     """Gallery images shown for each of them."""
 

@@ -20,8 +20,9 @@ def ranked():
 
 @pytest.mark.parametrize("num", [0, 1, 2, 3, 7, 12, 25, 60])
 def test_queries_are_chosen_from_both_ends_and_the_middle_none_twice(ranked, num):
-    precisions = average_precision(ranked[2])
-    chosen = choose_queries(ranked[2], num)
+    query, _, ranks = ranked
+    precisions = average_precision(ranks)
+    chosen = choose_queries(ranks, query.vehicle_ids, num)
     positions = [position for _, position, _ in chosen]
     assert len(set(positions)) == len(positions) == min(num, 25)
     assert all(value == precisions[position] for _, position, value in chosen)
@@ -29,6 +30,22 @@ def test_queries_are_chosen_from_both_ends_and_the_middle_none_twice(ranked, num
     assert not num or min(hardest) == np.nanmin(precisions)
     assert num < 2 or chosen[0][2] == np.nanmax(precisions)
     assert [value for *_, value in chosen] == sorted([value for *_, value in chosen], reverse=True)
+
+
+def test_each_third_shows_as_many_vehicles_as_it_can(ranked):
+    query, _, ranks = ranked
+    order = [position for _, position, _ in choose_queries(ranks, query.vehicle_ids, 25)]
+    thirds = {"easiest": order[:8], "median": order[8:16], "hardest": order[16:]}
+    repeats = set()
+    for num in (6, 12, 24):
+        chosen = choose_queries(ranks, query.vehicle_ids, num)
+        for kind, third in thirds.items():
+            positions = [position for own, position, _ in chosen if own == kind]
+            assert set(positions) <= set(third)
+            num_vehicles = len(set(query.vehicle_ids[positions]))
+            assert num_vehicles == min(len(positions), len(set(query.vehicle_ids[third])))
+            repeats.add(num_vehicles < len(positions))
+    assert repeats == {True, False}
 
 
 def test_a_rank_list_shows_the_ranks_that_were_counted(ranked):
