@@ -13,7 +13,10 @@ from matplotlib.ticker import MaxNLocator
 Points = Sequence[tuple[float, float]]
 
 _GREY: Final = "#808690"
-_COLOURS: Final = ("#2484de", "#e06c24", "#24a860", "#a855d4", "#da3633", "#b8860b", "#17a2a2", "#808690")
+_COLOURS: Final = ("#2484de", "#e06c24", "#24a860", "#a855d4", "#da3633", "#b8860b", "#17a2a2", "#808690", "#d65fa8", "#7d5a3c")
+
+_INSIDE: Final = 5
+"""More names than these stand below the picture, where they hide no curve."""
 
 
 def draw_curves(
@@ -77,7 +80,9 @@ def draw_curves(
             axes.spines[side].set_visible(False)
         for side in ("left", "bottom"):
             axes.spines[side].set_color(_GREY)
-        if len(curves) > 1:
+        if len(curves) > _INSIDE:
+            figure.legend(loc="outside lower center", ncols=3, frameon=False, labelcolor=_GREY, fontsize=7.5)
+        elif len(curves) > 1:
             axes.legend(frameon=False, labelcolor=_GREY, fontsize=8)
         buffer = io.BytesIO()
         metadata = {"Date": None} if picture_format == "svg" else {"Software": None}
