@@ -22,6 +22,7 @@ from cluster.placement import (
     describe_nodes,
     num_that_fit,
 )
+from cluster.worker_failures import FailureMessages
 from reid.config import ClusterConfig
 from reid.storage import Location, open_location
 
@@ -205,6 +206,7 @@ def run_config(cluster: ClusterConfig, storage: Location) -> RunConfig:
     return RunConfig(
         name="ray",
         failure_config=FailureConfig(max_failures=cluster.max_failures, controller_failure_limit=3),
+        callbacks=[FailureMessages(storage.uri, cluster.max_failures)],
         **where,
     )
 

@@ -70,7 +70,7 @@ def _train(experiment: AnyExperiment, folder: Location, rank: int, *, resume_any
     except FileNotFoundError as error:
         raise ValueError(str(error)) from error
     if log is not None:
-        text = f"computing in {training.step.precision} on {_device_name(device)}"
+        text = f"computing in {training.step.precision} on {_device_name(device)}, from step {training.start.step:,} on"
         log.append("message", {"step": training.start.step, "text": text, "level": "INFO"})
     wishes = WorkerWishes(StopMark(folder) if rank == 0 else None, STEPS_BETWEEN_LOOKS)
     try:

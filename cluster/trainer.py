@@ -28,6 +28,7 @@ from cluster.resources import (
 )
 from cluster.run_marks import EndMark, GivenUp, StopMark
 from cluster.train_loop import train_worker
+from cluster.worker_failures import words_of_ranks
 from reid.build.data import open_data
 from reid.build.evaluation import check_evaluation
 from reid.build.initial_weights import CACHE
@@ -222,8 +223,7 @@ def _fit(trainer: TorchTrainer, folder: RunFolder) -> None:
         trainer.fit()
     except TrainingFailedError as error:
         _raise_marked(folder)
-        causes = _causes(error)
-        text = "; ".join(f"rank {', '.join(map(str, ranks))}: {said}" for said, ranks in _said(causes).items())
+        text = words_of_ranks(getattr(error, "worker_failures", {}))
         raise TrainingFailed(f"training failed: {text or str(error).strip()}\n{_what_is_left(folder)}") from error
     except RayError as error:
         raise TrainingFailed(f"Ray failed: {str(error).strip()}\n{_what_is_left(folder)}") from error
@@ -250,20 +250,6 @@ def _what_is_left(folder: RunFolder) -> str:
     return (
         f"What was committed is safe in {folder.checkpoints.uri}; the same command with --resume auto continues there"
     )
-
-
-def _causes(error: TrainingFailedError) -> dict[int, BaseException]:
-    """What each failed worker raised, by rank."""
-    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
-    return {rank: getattr(failure, "cause", None) or failure for rank, failure in failures.items()}
-
-
-def _said(causes: dict[int, BaseException]) -> dict[str, list[int]]:
-    """Each text once, with the ranks that said it."""
-    said: dict[str, list[int]] = {}
-    for rank, cause in causes.items():
-        said.setdefault((str(cause).strip() or type(cause).__name__)[-2000:], []).append(rank)
-    return said
 
 
 def with_absolute_addresses(experiment: SomeExperiment) -> SomeExperiment:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -33,7 +34,7 @@ def worker_processes() -> list[psutil.Process]:
 
 
 def test_a_run_trains_evaluates_reports_and_survives_the_kill_of_a_worker(
-    tiny_shards: Path, tmp_path: Path, local_ray: None
+    tiny_shards: Path, tmp_path: Path, local_ray: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     overrides = ["training.loop.epochs=4", "evaluation.every_epochs=4"]
     undisturbed = tiny_experiment(tiny_shards, tmp_path / "undisturbed", *overrides)
@@ -79,6 +80,10 @@ def test_a_run_trains_evaluates_reports_and_survives_the_kill_of_a_worker(
     killer.join()
 
     assert len(kills) == 1
+    failures = [record.getMessage() for record in caplog.records if "cluster.max_failures" in record.getMessage()]
+    assert len(failures) == 1
+    assert re.search(r"(?s)worker: rank [01].*died.*\nfailure 1, .* is 3: the workers start anew", failures[0])
+    assert "the CPU, from step " in caplog.text
     expected = store.load(name)
     actual = CheckpointStore(open_run(killed).checkpoints).load(name)
     assert actual.position == expected.position
