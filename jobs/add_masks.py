@@ -83,7 +83,7 @@ def _add_parts(arguments: argparse.Namespace) -> None:
     if arguments.pictures:
         with open_shards(arguments.source) as shards:  # the source still holds the coarse masks
             trained.model.cpu()
-            save_picture(picture_of_parts(trained, shards, config.parts, arguments.num_pictures), arguments.pictures)
+            save_picture(picture_of_parts(trained, shards, config, arguments.num_pictures), arguments.pictures)
 
 
 if __name__ == "__main__":

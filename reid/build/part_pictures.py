@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reid.build.added_parts import hard_mask, locate_parts
+from reid.build.added_parts import PartAdditionConfig, hard_mask, locate_parts, without_small_pieces
 from reid.build.data import open_eval_stream
 from reid.build.evaluation import TrainedModel
 from reid.config import PMNetExperiment, with_overrides
@@ -14,7 +14,6 @@ from reid.contracts import Split
 from reid.data.decode import UnreadableImageError, decode_image, decode_mask
 from reid.data.shard_set import ShardSet
 from reid.data.transforms import EvalTransform
-from reid.evaluation.part_boxes import PartConfig
 from reid.models.panet import PANet
 from reid.models.pmnet import PMNet
 from reid.parts import uniform_stripes
@@ -22,14 +21,14 @@ from reid.visual.parts import LocatedParts, PartResponses, parts_sheet, response
 
 
 def picture_of_parts(
-    trained: TrainedModel, shards: ShardSet, config: PartConfig, count: int = 8, *, split: Split | None = None
+    trained: TrainedModel, shards: ShardSet, config: PartAdditionConfig, count: int = 8, *, split: Split | None = None
 ) -> NDArray[np.uint8]:
     """Images spread evenly over a set, with attention, masks and boxes, as an RGB sheet (PMANet, Figures 4 and 8).
 
     Args:
         trained: A PANet.
         shards: Images, and the coarse masks where the set holds them.
-        config: Of the boxes.
+        config: Of masks and boxes.
         count: Images at the most; those that cannot be read are left out.
         split: Of the images; None: all.
 
@@ -50,8 +49,8 @@ def picture_of_parts(
             continue
         small = resize.image(image, np.empty((transform.height, transform.width, 3), dtype=np.uint8))
         batch = torch.from_numpy(small).permute(2, 0, 1)[None]
-        probabilities, (attention,), (parts,) = locate_parts(model, batch, config)
-        groups = [parts.channel_part == part for part in range(config.num_parts)]
+        probabilities, (attention,), (parts,) = locate_parts(model, batch, config.parts, flip=config.flip)
+        groups = [parts.channel_part == part for part in range(config.parts.num_parts)]
         maps = [attention.mean(axis=0)]
         maps += [attention[own].mean(axis=0) if own.any() else np.zeros_like(maps[0]) for own in groups]
         located.append(
@@ -59,7 +58,7 @@ def picture_of_parts(
                 image=image,
                 caption=str(index.key[number]),
                 coarse=coarse,
-                refined=hard_mask(probabilities[0], *image.shape[:2]),
+                refined=without_small_pieces(hard_mask(probabilities[0], *image.shape[:2]), config.min_piece),
                 boxes=parts.boxes,
                 attention=np.stack(maps),
                 channels=[int(own.sum()) for own in groups],

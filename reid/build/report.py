@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from reid.build.added_parts import PartAdditionConfig
 from reid.build.addition_pictures import KEYPOINT_TILE, draw_image_planes
 from reid.build.data import compared_planes, open_eval_stream
 from reid.build.evaluation import load_trained_model
@@ -25,7 +26,6 @@ from reid.contracts import Batch, Split
 from reid.data.decode import UnreadableImageError
 from reid.data.shard_set import ShardSet
 from reid.evaluation.keypoint_results import KeypointResult
-from reid.evaluation.part_boxes import PartConfig
 from reid.evaluation.report import Picture, Report, Section, render_report
 from reid.evaluation.results import RetrievalResult
 from reid.keypoints import PLANE_NAMES
@@ -257,7 +257,7 @@ def _parts(checkpoint: Location, shards: ShardSet) -> list[Section]:
     trained = load_trained_model(checkpoint, torch.device("cpu"))
     splits: tuple[Split, ...] = ("gallery", "test", "train")
     shown = next(split for split in splits if len(shards.index.rows(split)))
-    sheet = picture_of_parts(trained, shards, PartConfig(), PART_PICTURES, split=shown)
+    sheet = picture_of_parts(trained, shards, PartAdditionConfig(), PART_PICTURES, split=shown)
     introduction = (
         "Attention of all channels and of the channels that look at each part; the coarse mask that PANet learnt from,"
         " the refined one, the boxes of the parts, and what they show of the vehicle."

@@ -113,6 +113,18 @@ class PANet(nn.Module):
         maps = self.feature_map(images)
         return self._mask_logits(maps, images), trilinear_attention(maps, self.config.attention)
 
+    def segment(self, images: Tensor) -> Tensor:
+        """The refined foreground alone: (B, 1, H, W) mask logits, as `locate` gives them.
+
+        Args:
+            images: (B, 3, H, W) RGB with values 0..255, uint8 or floating.
+
+        Raises:
+            ValueError: In training mode, where the batch norms would depend on the other images of the batch.
+        """
+        self._refuse_training("segment")
+        return self._mask_logits(self.feature_map(images), images)
+
     def embed(self, images: Tensor) -> Tensor:
         """Retrieval features: after the batch norm, L2-normalised (B, feature_dim) float32.
 

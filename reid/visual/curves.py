@@ -13,7 +13,18 @@ from matplotlib.ticker import MaxNLocator
 Points = Sequence[tuple[float, float]]
 
 _GREY: Final = "#808690"
-_COLOURS: Final = ("#2484de", "#e06c24", "#24a860", "#a855d4", "#da3633", "#b8860b", "#17a2a2", "#808690", "#d65fa8", "#7d5a3c")
+_COLOURS: Final = (
+    "#2484de",
+    "#e06c24",
+    "#24a860",
+    "#a855d4",
+    "#da3633",
+    "#b8860b",
+    "#17a2a2",
+    "#808690",
+    "#d65fa8",
+    "#7d5a3c",
+)
 
 _INSIDE: Final = 5
 """More names than these stand below the picture, where they hide no curve."""

@@ -17,6 +17,8 @@ from reid.build.added_parts import (
     centres_inside,
     hard_mask,
     intersection_over_union,
+    locate_parts,
+    without_small_pieces,
 )
 from reid.build.checkpoints import load_trained_experiment
 from reid.build.data import open_data, open_eval_stream
@@ -200,6 +202,47 @@ def test_masks_are_resized_and_cut_at_a_half() -> None:
     assert not hard_mask(ramp, 16, 16)[:, :8].any()
     assert hard_mask(ramp, 200, 100).shape == (200, 100)
     assert abs(hard_mask(ramp, 200, 100).mean() - 0.5) < 0.011
+
+
+def test_masks_of_both_directions_are_averaged_and_boxes_stay(
+    tmp_path: Path, shards: Path, experiment: PANetExperiment, trained: TrainedModel
+) -> None:
+    model = trained.model
+    assert isinstance(model, PANet)
+    with open_data(experiment) as opened:
+        stream = open_eval_stream(experiment, opened, np.arange(4), CPU)
+        images = torch.cat([batch.images for batch in stream])
+        stream.close()
+    plain, _, parts = locate_parts(model, images, PartConfig())
+    mirrored, _, _ = locate_parts(model, images.flip(-1), PartConfig())
+    both, _, parts_of_both = locate_parts(model, images, PartConfig(), flip=True)
+    assert np.abs(plain - mirrored[:, :, ::-1]).max() > 1e-3
+    np.testing.assert_allclose(both, (plain + mirrored[:, :, ::-1]) / 2, atol=1e-6)
+    for one, other in zip(parts, parts_of_both, strict=True):
+        np.testing.assert_array_equal(one.boxes, other.boxes)
+    manifests = {
+        flip: enrich_shards(
+            shards, tmp_path / f"flip-{flip}", AddedParts(trained, RUN, PartAdditionConfig(flip=flip, min_piece=0.2))
+        )
+        for flip in (False, True)
+    }
+    assert manifests[True].hash != manifests[False].hash
+
+
+def test_small_pieces_of_a_mask_are_dropped_by_their_share_of_the_largest() -> None:
+    mask = np.zeros((8, 12), dtype=np.uint8)
+    mask[1:5, 1:6] = 1  # 20
+    mask[5:7, 6:8] = 1  # 4, touching the corner: the same piece
+    mask[1:3, 9:12] = 1  # 6
+    mask[6, 11] = 1  # 1
+    assert without_small_pieces(mask, 0.0).sum() == 31
+    assert without_small_pieces(mask, 0.1).sum() == 30
+    kept = without_small_pieces(mask, 0.3)
+    assert kept.sum() == 24
+    assert kept[5:7, 6:8].all()
+    assert kept.dtype == np.uint8
+    for empty_or_whole in (np.zeros((3, 3), np.uint8), np.ones((3, 3), np.uint8)):
+        np.testing.assert_array_equal(without_small_pieces(empty_or_whole, 0.5), empty_or_whole)
 
 
 def test_overlap_and_centres_by_hand() -> None:
