@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 from typing import Final
 
 from cluster.error_words import words_of
@@ -62,7 +63,7 @@ class EndMark:
             rank: Of the worker.
         """
         kind = next((name for name, types in _KINDS.items() if isinstance(error, types)), "training")
-        what = {"rank": rank, "kind": kind, "text": words_of(error)}
+        what = {"rank": rank, "node": socket.gethostname(), "kind": kind, "text": words_of(error)}
         try:
             write_bytes_atomic(self._location, json.dumps(what).encode())
         except OSError as failure:
@@ -78,7 +79,7 @@ class EndMark:
         if not exists(self._location):
             return None
         what = json.loads(read_bytes(self._location))
-        return _KINDS.get(what["kind"], GivenUp)(f"rank {what['rank']}: {what['text']}")
+        return _KINDS.get(what["kind"], GivenUp)(f"rank {what['rank']} on {what['node']}: {what['text']}")
 
 
 _KINDS: Final[dict[str, type[ValueError]]] = {"data": DataError, "settings": ValueError}

@@ -18,8 +18,8 @@ from reid.build.metrics_log import MetricsLog
 from reid.build.run_folder import open_run
 from reid.build.training import CHECKPOINTS_FAILED, Training, build_training
 from reid.config import AnyExperiment, experiment_of
-from reid.contracts import EpochResult, IntervalResult
-from reid.storage import Location, exists
+from reid.contracts import DataError, EpochResult, IntervalResult
+from reid.storage import Location, exists, is_refused
 from reid.training.checkpoint import CheckpointFailedError
 from reid.training.step import NonFiniteLossError
 
@@ -30,8 +30,8 @@ STEPS_BETWEEN_LOOKS = 10
 def train_worker(config: dict[str, Any]) -> None:
     """Trains one worker's share of a run from the newest checkpoint to the end, or until the driver wants it to stop.
 
-    What would go wrong again (settings, data, a loss that stays non-finite, memory, a storage that takes no checkpoint)
-    is marked in the run folder, so that the group that Ray starts anew ends at once.
+    What would go wrong again (settings, data, a loss that stays non-finite, memory, a storage that takes no checkpoint
+    or refuses access) is marked in the run folder, so that the group that Ray starts anew ends at once.
 
     Args:
         config: {"experiment": the experiment as JSON, "resume_anyway": bool}; plain data only.
@@ -39,36 +39,50 @@ def train_worker(config: dict[str, Any]) -> None:
     Raises:
         ValueError: The run folder is not shared with the driver, or settings or data are wrong.
         NonFiniteLossError, CheckpointFailedError, torch.OutOfMemoryError: As `reid.training.loop.fit`.
+        OSError: The storage failed.
     """
     experiment = experiment_of(config["experiment"])
     folder = open_run(experiment).location
+    end = EndMark(folder)
+    rank = ray.train.get_context().get_world_rank()
+    try:
+        _check_shared(experiment, folder)
+        if end.error() is None:
+            _train(experiment, folder, rank, resume_anyway=config["resume_anyway"])
+    except (ValueError, NonFiniteLossError, CheckpointFailedError, torch.OutOfMemoryError) as error:
+        end.put(error, rank)
+        raise
+    except OSError as error:
+        if is_refused(error):
+            end.put(error, rank)
+        raise
+
+
+def _check_shared(experiment: AnyExperiment, folder: Location) -> None:
     if not exists(folder.child("config.yaml")):
         raise ValueError(
             f"{folder.uri} is not shared with {socket.gethostname()}: runs={experiment.runs} must be"
             " storage that all nodes see (a mount, or s3:// or gs://)"
         )
-    end = EndMark(folder)
-    if end.error() is not None:
-        return
-    rank = ray.train.get_context().get_world_rank()
-    try:
-        _train(experiment, folder, rank, resume_anyway=config["resume_anyway"])
-    except (ValueError, NonFiniteLossError, CheckpointFailedError, torch.OutOfMemoryError) as error:
-        end.put(error, rank)
-        raise
 
 
 def _train(experiment: AnyExperiment, folder: Location, rank: int, *, resume_anyway: bool) -> None:
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         torch.set_num_threads(threads_for(experiment.cluster.cpus_per_worker))
-    log = MetricsLog(folder) if rank == 0 else None
-    if log is not None:
-        logging.getLogger("reid").addHandler(MessageRows(log))
+    own_log = MetricsLog(folder)  # a file of its own, once there is a row
+    logging.getLogger("reid").addHandler(MessageRows(own_log))
+    log = own_log if rank == 0 else None
     try:
         training = build_training(experiment, device, resume_anyway=resume_anyway)
     except FileNotFoundError as error:
         raise ValueError(str(error)) from error
+    except DataError as error:
+        error.add_note(
+            f"The driver found no fault with {experiment.data.shards}: on {socket.gethostname()} it must be the same"
+            " storage (a mount, or s3:// or gs://)"
+        )
+        raise
     if log is not None:
         text = f"computing in {training.step.precision} on {_device_name(device)}, from step {training.start.step:,} on"
         log.append("message", {"step": training.start.step, "text": text, "level": "INFO"})

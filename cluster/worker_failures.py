@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from ray.train.v2.api.callback import UserCallback
 
+from cluster.error_words import words_of
 from cluster.run_marks import EndMark
 from reid.build.metrics_log import MetricsLog
 from reid.storage import open_location
 
-_LONGEST = 2000
-"""Characters of a worker's text: the end, where tracebacks say what happened."""
+logger = logging.getLogger(__name__)
+
+_HEAD, _TAIL = 600, 1400
+"""Characters kept of a long text: Ray says first what happened, tracebacks and advice come last."""
 
 
 def words_of_ranks(failures: Mapping[int, BaseException]) -> str:
@@ -25,8 +29,12 @@ def words_of_ranks(failures: Mapping[int, BaseException]) -> str:
     said: dict[str, list[int]] = {}
     for rank, failure in failures.items():
         cause = getattr(failure, "cause", None) or failure
-        said.setdefault((str(cause).strip() or type(cause).__name__)[-_LONGEST:], []).append(rank)
+        said.setdefault(_shortened(words_of(cause).strip() or type(cause).__name__), []).append(rank)
     return "; ".join(f"rank {', '.join(map(str, ranks))}: {text}" for text, ranks in said.items())
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _HEAD + _TAIL else f"{text[:_HEAD]} [...] {text[-_TAIL:]}"
 
 
 class FailureMessages(UserCallback):  # type: ignore[misc]  # Ray has no types
@@ -47,18 +55,28 @@ class FailureMessages(UserCallback):  # type: ignore[misc]  # Ray has no types
         self._num_failures = 0
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Adds a row."""
+        """Adds a row. Raises nothing: Ray would end the run for it."""
+        try:
+            self._say(worker_exceptions)
+        except Exception:
+            logger.exception("a failure of workers could not be told")
+
+    def _say(self, failures: dict[int, Exception]) -> None:
+        if any(getattr(failure, "preempted", False) for failure in failures.values()):
+            what_next = f"its node was taken away: {_ANEW}"  # Ray does not count it among the failures
+        else:
+            self._num_failures += 1
+            what_next = f"failure {self._num_failures}, cluster.max_failures is {self._max_failures}: "
+            what_next += _ANEW if self._num_failures <= self._max_failures else "the run ends"
         folder = open_location(self._folder)
-        self._num_failures += 1
-        if EndMark(folder).error() is not None:
-            return
-        what_next = (
-            "the workers start anew at the newest checkpoint"
-            if self._num_failures <= self._max_failures
-            else "the run ends"
-        )
-        text = (
-            f"{words_of_ranks(worker_exceptions)}\nfailure {self._num_failures}, cluster.max_failures is"
-            f" {self._max_failures}: {what_next}"
-        )
-        MetricsLog(folder).append("message", {"step": 0, "text": text, "level": "WARNING", "time": time.time()})
+        if EndMark(folder).error() is None:
+            row = {
+                "step": 0,
+                "text": f"{words_of_ranks(failures)}\n{what_next}",
+                "level": "WARNING",
+                "time": time.time(),
+            }
+            MetricsLog(folder).append("message", row)
+
+
+_ANEW: Final = "the workers start anew at the newest checkpoint"

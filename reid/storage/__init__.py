@@ -23,7 +23,7 @@ from reid.storage.files import (
     write_bytes_atomic,
 )
 from reid.storage.location import Location, open_location
-from reid.storage.repetition import RetryCounter, RetryPolicy, is_transient, retry
+from reid.storage.repetition import RetryCounter, RetryPolicy, is_refused, is_transient, retry
 
 __all__ = [
     "Location",
@@ -33,6 +33,7 @@ __all__ = [
     "copy_to_local",
     "delete_tree",
     "exists",
+    "is_refused",
     "is_transient",
     "list_names",
     "list_sizes",

@@ -73,6 +73,13 @@ def is_transient(error: BaseException) -> bool:
             return False
 
 
+def is_refused(error: BaseException) -> bool:
+    """Whether access was refused: a key that is missing, wrong or has expired, or a folder without the right."""
+    return isinstance(error, PermissionError) or (
+        isinstance(error, OSError) and _REFUSED_TEXT.search(str(error)) is not None
+    )
+
+
 def credentials_hint(address: str, error: BaseException) -> str:
     """Where the keys of an object store come from, for an error that refuses them; empty for any other.
 
@@ -80,7 +87,7 @@ def credentials_hint(address: str, error: BaseException) -> str:
     'access was refused: check GOOGLE_APPLICATION_CREDENTIALS where this process runs'
     """
     source = _CREDENTIALS.get(address.partition("://")[0])
-    if source is None or not _REFUSED_TEXT.search(str(error)):
+    if source is None or not is_refused(error):
         return ""
     return f"access was refused: check {source} where this process runs"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -102,7 +103,7 @@ def test_what_a_worker_refuses_is_not_tried_again_and_again(
     experiment = tiny_experiment(
         tiny_shards, tmp_path, f"model.backbone.weights={missing}", "cluster.num_workers=1", "cluster.max_failures=50"
     )
-    with pytest.raises(ValueError, match=r"rank 0: model\.backbone\.weights=.*missing\.pth.*does not exist"):
+    with pytest.raises(ValueError, match=r"rank 0 on .*: model\.backbone\.weights=.*missing\.pth.*does not exist"):
         train(experiment)
 
 
@@ -115,7 +116,7 @@ def test_a_loss_that_stays_non_finite_ends_the_run_the_first_time(
     experiment = tiny_experiment(
         tiny_shards, tmp_path, *hopeless, "cluster.num_workers=1", "cluster.max_failures=50", "training.loop.epochs=50"
     )
-    with pytest.raises(TrainingFailed, match=r"given up: rank 0: 3 updates in a row .* Lower the learning rate"):
+    with pytest.raises(TrainingFailed, match=r"given up: rank 0 on .*: 3 updates in a row .* Lower the learning rate"):
         train(experiment)
     folder = tmp_path / "tiny"
     (report,) = folder.glob("nonfinite-step-*-rank-0.json")
@@ -134,7 +135,7 @@ def test_a_refusal_keeps_its_kind_and_its_text(tmp_path: Path, kind: type[ValueE
     mark.put(kind("shard 3 is damaged"), rank=2)
     error = mark.error()
     assert type(error) is kind
-    assert str(error) == "rank 2: shard 3 is damaged"
+    assert str(error) == f"rank 2 on {socket.gethostname()}: shard 3 is damaged"
     mark.remove()
     assert mark.error() is None
 
@@ -151,4 +152,4 @@ def test_a_worker_that_gives_up_is_told_apart_from_a_refusal_and_its_advice_is_k
     mark.put(exhausted, rank=1)
     error = mark.error()
     assert isinstance(error, GivenUp)
-    assert str(error) == "rank 1: CUDA out of memory\n32 images of 256x256 per worker"
+    assert str(error) == f"rank 1 on {socket.gethostname()}: CUDA out of memory\n32 images of 256x256 per worker"
