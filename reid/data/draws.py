@@ -33,6 +33,7 @@ class Purpose(IntEnum):
     DEGRADATION = 26
     NOISE = 27
     BACKGROUND = 28
+    PASTE = 29
     REPLACEMENT = 30
     HELD_OUT = 40
     OCCLUDED_QUERY = 50

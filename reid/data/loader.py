@@ -58,6 +58,8 @@ class LoadRequest:
     step: int
     rows: NDArray[np.int64]
     """(B,) rows of the index."""
+    partners: NDArray[np.int64] | None = None
+    """(B,) another image for each, whose vehicle may be pasted into it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from reid.data.decode import UnreadableImageError
 from reid.data.index import Index
 from reid.data.loader import LoadedBatch, LoaderConfig, LoadRequest, OrderedLoader, SkippedImage
 from reid.data.occlusion import OcclusionConfig, occlude
+from reid.data.pasting import paste
 from reid.data.plan import (
     Exposure,
     IdentityTable,
@@ -34,7 +35,7 @@ from reid.data.plan import (
 )
 from reid.data.samples import ImageSource, read_sample
 from reid.data.stored_parts import check_part_boxes, part_boxes_of
-from reid.data.transforms import EvalTransform, TrainTransform, TransformConfig, draw_augmentation
+from reid.data.transforms import Augmentation, EvalTransform, TrainTransform, TransformConfig, draw_augmentation
 from reid.keypoints import NUM_KEYPOINTS
 
 __all__ = ["EvalStream", "ImageSource", "LoaderConfig", "TrainStream"]
@@ -98,6 +99,9 @@ class TrainStream:
         rows = index.rows("train") if rows is None else rows
         _check_masks(index, rows, loader_config)
         check_part_boxes(index, 0 if stripes else num_parts)
+        self._pastes = transform_config.paste is not None
+        if self._pastes and (num_parts or not loader_config.masks):
+            raise ValueError("data.transform.paste is for masks that are learned (jobs/train_panet.py): set it to null")
         if num_parts and transform_config.warp is not None:
             raise ValueError("part boxes cannot be turned: set data.transform.warp to null")
         self.table: IdentityTable
@@ -160,7 +164,9 @@ class TrainStream:
         making = self._take_ahead(epoch, start_step)
         if making is None:
             epochs = range(epoch, max(epoch + 1, self._num_epochs))
-            requests = _requests(self.table, self._plan_config, self.lanes, self._seed, epochs, start_step)
+            requests = _requests(
+                self.table, self._plan_config, self.lanes, self._seed, epochs, start_step, with_partners=self._pastes
+            )
             making = self._loader.iterate(requests)
         left_at_work = False
         try:
@@ -210,9 +216,19 @@ class TrainStream:
 
 
 def _requests(
-    table: IdentityTable, config: PlanConfig, lanes: range, seed: int, epochs: range, start_step: int
+    table: IdentityTable,
+    config: PlanConfig,
+    lanes: range,
+    seed: int,
+    epochs: range,
+    start_step: int,
+    *,
+    with_partners: bool,
 ) -> Iterator[LoadRequest]:
     """What a worker loads in some epochs, from a step of the first one on; each plan is made when its turn comes.
+
+    The partner of an image is what its slot shows in the next step (in the last one, in the step before): the same for
+    any number of workers, and its shard is at hand or will be needed at once.
 
     No method of the stream: the loader thread holds this, and dropping the stream must end the thread.
     """
@@ -220,7 +236,8 @@ def _requests(
         plan = plan_epoch(table, config, seed=seed, epoch=epoch)
         own = plan[:, lanes.start : lanes.stop].reshape(len(plan), -1)
         for step in range(start_step, len(plan)):
-            yield LoadRequest(epoch, step, own[step])
+            beside = step + 1 if step + 1 < len(plan) else max(step - 1, 0)
+            yield LoadRequest(epoch, step, own[step], own[beside] if with_partners else None)
         start_step = 0
 
 
@@ -318,6 +335,8 @@ class _TrainBatches:
             if masks is not None:
                 assert mask is not None, "read because masks are asked for"
                 transform.mask(mask, augmentation, slot, masks[place])
+                if request.partners is not None:
+                    self._paste(int(request.partners[place]), augmentation, slot, images[place], masks[place])
         points, sizes = _points_and_sizes(self.shards.index, rows)
         keypoints = transform.keypoints(points, sizes, augmentation, slots)
         boxes = None
@@ -327,6 +346,21 @@ class _TrainBatches:
             )
         batch = _as_batch(self.shards.index, rows, images, keypoints, masks, boxes)
         return LoadedBatch(batch, tuple(skipped), self.shards.take_retries())
+
+    def _paste(
+        self, partner: int, augmentation: Augmentation, slot: int, image: NDArray[np.uint8], mask: NDArray[np.uint8]
+    ) -> None:
+        config = self.transform_config
+        assert augmentation.pastes is not None
+        assert config.paste is not None
+        if np.isnan(augmentation.pastes[slot, 0]):
+            return
+        try:
+            other, other_mask = read_sample(self.shards, partner, True)
+        except UnreadableImageError:  # counted when its own turn comes
+            return
+        assert other_mask is not None
+        paste(image, mask, other, other_mask, augmentation.pastes[slot], config.paste, config.area_above)
 
     def _read_image(
         self, row: int, batch_rows: NDArray[np.int64], skipped: list[SkippedImage]

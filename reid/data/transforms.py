@@ -21,6 +21,8 @@ from pydantic import Field, model_validator
 from reid.contracts import Settings
 from reid.data.degradation import Degradation, DegradationConfig, Probability, degrade, draw_degradation
 from reid.data.draws import Purpose, slot_bytes, step_fractions, stream_key
+from reid.data.pasting import PasteConfig, draw_pastes
+from reid.data.resizing import check_written, resize_image, resize_mask
 from reid.data.warp import WarpConfig, move_points, warp_crop, warp_matrices
 from reid.keypoints import mirror_order
 
@@ -78,6 +80,8 @@ class TransformConfig(Settings):
     """Smallest and largest share of the image, uniform."""
     occlusion_aspect: tuple[float, float] = (0.3, 3.3)
     """Smallest and largest height / width, uniform in its logarithm."""
+    paste: PasteConfig | None = None
+    """Vehicles of other images in front of this one and behind it, for PANet's masks; null: none, as in the paper."""
 
     @model_validator(mode="after")
     def _check_ranges(self) -> TransformConfig:
@@ -114,6 +118,8 @@ class Augmentation:
     """(S, 2, 3) from the crop to the warped crop (`reid.data.warp`); None: off."""
     degradation: Degradation | None = None
     """None: off."""
+    pastes: NDArray[np.float64] | None = None
+    """(S, 6) of `reid.data.pasting`, NaN where nothing is pasted; None: off."""
     background: tuple[NDArray[np.uint64], int] | None = None
     """Key and step of the random pixels outside the images; None: `padding_colour`."""
 
@@ -159,6 +165,9 @@ def draw_augmentation(config: TransformConfig, *, seed: int, epoch: int, step: i
             background = (stream_key(seed, epoch, Purpose.BACKGROUND), step)
     if config.degradation is not None:
         degradation = draw_degradation(config.degradation, seed=seed, epoch=epoch, step=step, num_images=num_images)
+    pastes = None
+    if config.paste is not None:
+        pastes = draw_pastes(config.paste, seed=seed, epoch=epoch, step=step, num_images=num_images)
     return Augmentation(
         crops=np.floor(crop[:, :2] * (2 * config.padding + 1)).astype(np.int64),
         flipped=crop[:, 2] < config.flip_probability,
@@ -168,6 +177,7 @@ def draw_augmentation(config: TransformConfig, *, seed: int, epoch: int, step: i
         occlusion_colours=colours,
         warps=warps,
         degradation=degradation,
+        pastes=pastes,
         background=background,
     )
 
@@ -295,7 +305,7 @@ class TrainTransform:
             return
         crop = padded[top : top + self.config.height, left : left + self.config.width]
         if augmentation.flipped[slot]:
-            _check_written(cv2.flip(crop, 1, dst=out), out)
+            check_written(cv2.flip(crop, 1, dst=out), out)
         else:
             np.copyto(out, crop)
 
@@ -319,34 +329,6 @@ class EvalTransform:
     def keypoints(self, points: NDArray[np.floating], raw_sizes: NDArray[np.integer]) -> NDArray[np.float32]:
         """Keypoints (n, 20, 3) of raw images of (n, 2) height, width in the resized ones; see `TrainTransform`."""
         return _visible_points(_resized_points(points, raw_sizes, self.config), self.config)
-
-
-def resize_image(raw: NDArray[np.uint8], out: NDArray[np.uint8], area_above: float) -> None:
-    """Resize (h, w, 3) into `out` (H, W, 3), antialiased along axes that shrink by more than `area_above`."""
-    height, width = raw.shape[:2]
-    target_height, target_width = out.shape[:2]
-    if height > area_above * target_height or width > area_above * target_width:
-        # INTER_AREA averages only where neither axis grows: the growing axis, if any, is left for the linear pass
-        smaller = (min(width, target_width), min(height, target_height))
-        if smaller == (target_width, target_height):
-            _check_written(cv2.resize(raw, smaller, dst=out, interpolation=cv2.INTER_AREA), out)
-            return
-        raw = cv2.resize(raw, smaller, interpolation=cv2.INTER_AREA)
-    resized = cv2.resize(raw, (target_width, target_height), dst=out, interpolation=cv2.INTER_LINEAR)
-    _check_written(resized, out)
-
-
-def resize_mask(raw: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
-    """Resize (h, w) into `out` (H, W) by the nearest pixel centre (INTER_NEAREST is shifted by up to half a pixel)."""
-    height, width = out.shape
-    resized = cv2.resize(raw, (width, height), dst=out, interpolation=cv2.INTER_NEAREST_EXACT)
-    _check_written(resized, out)
-
-
-def _check_written(result: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
-    """OpenCV writes into `dst` when type, size and strides allow; otherwise it returns another array."""
-    if result is not out:
-        np.copyto(out, result)
 
 
 def _boxes(
