@@ -20,6 +20,7 @@ from cluster.metrics import DriverMetrics, TensorBoardLog
 from reid.build.metrics_log import MetricsLog, read_metrics, row_key, write_merged_metrics
 from reid.build.results import Result, read_result
 from reid.build.run_folder import RunFolder
+from reid.build.training import SAMPLES_SKIPPED
 from reid.config import AnyExperiment
 from reid.keypoints import PLANE_NAMES
 from reid.training.checkpoint import CheckpointStore
@@ -61,10 +62,16 @@ class RunFollower:
         self._done = folder.evaluated(self._settings)
         self._failures: dict[str, int] = {}
         self._pins: dict[str, float] = {}
-        self._best: tuple[float, str] | None = None
+        self._best = self._best_so_far()
         self._pending: PendingEvaluation | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="run-follower", daemon=True)
+
+    def _best_so_far(self) -> tuple[float, str] | None:
+        """Headline figure and name of the best checkpoint that an earlier driver had evaluated and pinned."""
+        stored = ((name, self._folder.evaluation(name)) for name in sorted(self._done))
+        results = [(read_result(self._experiment, data).headline(), name) for name, data in stored if data]
+        return max(results, key=lambda result: result[0], default=None)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -236,6 +243,9 @@ def epoch_line(row: dict[str, Any], total_epochs: int) -> str:
         parts.append(f"lr {row['learning_rate']:.2e}")
     parts.append(f"{row.get('images_per_second', 0):.0f} images/s")
     parts.append(f"{100 * row.get('data_waiting', 0):.1f}% waiting for data")
+    unreadable = sum(count for key, count in row.items() if key.startswith(SAMPLES_SKIPPED))
+    if unreadable:
+        parts.append(f"{unreadable} unreadable images replaced")
     if row.get("updates_skipped"):
         parts.append(f"{row['updates_skipped']} updates skipped")
     return "  ".join(parts)

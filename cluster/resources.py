@@ -150,6 +150,8 @@ def resolve_device(cluster: ClusterConfig) -> str:
                     "%d GPU(s) for %d workers: training on the CPU; cluster.num_workers=%d would use them",
                     gpus, cluster.num_workers, gpus,
                 )  # fmt: skip
+            if gpus == 0:
+                logger.warning("the cluster has no GPU: training on the CPU")
             return "cuda" if gpus >= cluster.num_workers else "cpu"
         case device:
             return device

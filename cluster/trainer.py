@@ -15,6 +15,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from cluster.clocks import warn_of_clocks
+from cluster.error_words import words_of
 from cluster.evaluation import evaluate_checkpoint
 from cluster.follower import RunFollower
 from cluster.resources import (
@@ -110,7 +111,10 @@ def checked_run(
         shards = stack.enter_context(open_data(experiment))
         if figures_needed:
             check_evaluation(experiment, shards)
-        lock = stack.enter_context(RunLock(folder.location))
+        try:
+            lock = stack.enter_context(RunLock(folder.location))
+        except OSError as error:
+            raise ValueError(f"runs={experiment.runs}: cannot be written: {words_of(error)}") from error
         newest = _check_resume(experiment, folder, shards.manifest.hash, resume, resume_anyway)
         stack.enter_context(ray_connection())
         device = resolve_device(experiment.cluster)

@@ -10,15 +10,16 @@ worker, `P x K` those of the global batch.
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from torch import Tensor
 
 Split = Literal["train", "query", "gallery", "test"]
@@ -39,6 +40,22 @@ class Settings(BaseModel):
         allow_inf_nan=False,
         validate_default=True,
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_truth(cls, value: Any, info: ValidationInfo) -> Any:
+        """True is not 1: a switch in the place of a number is a slip."""
+        if isinstance(value, bool) and not _admits_truth(cls.model_fields[info.field_name or ""].annotation):
+            raise ValueError("true and false are not expected here")
+        return value
+
+
+def _admits_truth(annotation: Any) -> bool:
+    """Whether a field's type names bool, or nothing in particular."""
+    if annotation is Any or annotation is bool or isinstance(annotation, TypeVar):
+        return True
+    arguments = typing.get_args(annotation)
+    return any(argument is True or argument is False or _admits_truth(argument) for argument in arguments)
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

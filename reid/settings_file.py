@@ -42,14 +42,22 @@ def read_file(path: str | Path) -> dict[str, Any]:
     """The nested values of a YAML file.
 
     Raises:
-        ConfigError: The file cannot be read, or is no strict YAML.
+        ConfigError: The file cannot be read, is no strict YAML, or sets nothing: a run of nothing but defaults is not
+            what a file was meant for.
     """
     try:
-        return parse_yaml(Path(path).read_text(encoding="utf-8"))
+        values = parse_yaml(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError([f"cannot be read: {error.strerror or error}"], str(path)) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"is no UTF-8 text (byte {error.start})"], str(path)) from None
+    except RecursionError:
+        raise ConfigError(["is nested too deeply"], str(path)) from None
     except yaml.YAMLError as error:
         raise ConfigError([_yaml_problem(error)], str(path)) from None
+    if not values:
+        raise ConfigError(["sets nothing: leave it out for the defaults (--print-config shows them)"], str(path))
+    return values
 
 
 def read_settings(

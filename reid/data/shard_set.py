@@ -180,10 +180,10 @@ class ShardSet:
         except FileNotFoundError:
             raise DataError(f"{location.uri} has vanished since the shard set was opened") from None
         with file:
-            content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        if len(content) != info.size:
-            raise DataError(f"{location.uri} has {len(content)} bytes, the manifest says {info.size}: copy it again")
-        return content
+            size = os.fstat(file.fileno()).st_size
+            if size != info.size:  # before mapping, which refuses an empty file
+                raise DataError(f"{location.uri} has {size} bytes, the manifest says {info.size}: copy it again")
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def open_shards(uri: str | Path | Location, cache: CacheConfig | None = None, verify: Verify = "sizes") -> ShardSet:

@@ -16,7 +16,6 @@ from reid.storage import Location, delete_tree, list_names, read_bytes, write_by
 from reid.training.checkpoint_content import PRODUCT, files_of, state_of
 from reid.training.checkpoint_files import (
     MANIFEST_NAME,
-    SCHEMA_VERSION,
     TEMPORARY_PREFIX,
     CheckpointDamagedError,
     CheckpointManifest,
@@ -27,6 +26,7 @@ from reid.training.checkpoint_files import (
     name_of_step,
     read_manifest,
     read_verified,
+    refuse_newer,
     remove_checkpoint,
     step_of_name,
     tensors_from_bytes,
@@ -53,10 +53,6 @@ class CheckpointConfig(Settings):
 
 class CheckpointFailedError(RuntimeError):
     """Too many saves in a row failed."""
-
-
-class CheckpointRefusedError(ValueError):
-    """A sound checkpoint that must not continue this run."""
 
 
 class CheckpointStore:
@@ -238,11 +234,7 @@ class CheckpointStore:
 
     def _readable_manifest(self, name: str) -> CheckpointManifest:
         manifest = read_manifest(self.location.child(name))
-        if manifest.schema > SCHEMA_VERSION:
-            raise CheckpointRefusedError(
-                f"{name} was written by {manifest.product} (schema {manifest.schema}), this is {PRODUCT} "
-                f"(schema {SCHEMA_VERSION}): update the code, or start another run"
-            )
+        refuse_newer(name, manifest.schema, manifest.product)
         return manifest
 
     def _is_sound(self, name: str, config_digest: str) -> bool:

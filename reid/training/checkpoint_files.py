@@ -22,6 +22,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+import reid
 from reid.storage import (
     Location,
     delete_tree,
@@ -39,6 +40,10 @@ SCHEMA_VERSION: Final = 1
 TEMPORARY_PREFIX: Final = ".tmp-"
 _NAME: Final = re.compile(r"^step-(\d{8,})$")
 _LARGEST_HEADER_BYTES: Final = 100_000_000
+
+
+class CheckpointRefusedError(ValueError):
+    """A sound checkpoint that must not continue this run."""
 
 
 class CheckpointDamagedError(ValueError):
@@ -227,6 +232,7 @@ def read_manifest(checkpoint: Location) -> CheckpointManifest:
 
     Raises:
         CheckpointDamagedError: When it is missing or not what was written.
+        CheckpointRefusedError: When it is of a newer layout that cannot be read.
     """
     location = checkpoint.child(MANIFEST_NAME)
     source = f"{checkpoint.name}/{MANIFEST_NAME}"
@@ -238,13 +244,26 @@ def read_manifest(checkpoint: Location) -> CheckpointManifest:
     digest = content.pop("digest", None)
     if digest != digest_of(content):
         raise CheckpointDamagedError("manifest", f"{source} is not what was written (its digest differs)")
-    return CheckpointManifest(
-        schema=content["schema"],
-        product=content["product"],
-        step=content["step"],
-        config_digest=content["config_digest"],
-        files={file: (entry["size"], entry["sha256"]) for file, entry in content["files"].items()},
-    )
+    try:
+        return CheckpointManifest(
+            schema=content["schema"],
+            product=content["product"],
+            step=content["step"],
+            config_digest=content["config_digest"],
+            files={file: (entry["size"], entry["sha256"]) for file, entry in content["files"].items()},
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        refuse_newer(checkpoint.name, content.get("schema", 0), str(content.get("product", "another program")))
+        raise CheckpointDamagedError("manifest", f"{source} lacks fields of its schema: {error}") from error
+
+
+def refuse_newer(name: str, schema: int, product: str) -> None:
+    """CheckpointRefusedError for a checkpoint whose layout this program does not know."""
+    if schema > SCHEMA_VERSION:
+        raise CheckpointRefusedError(
+            f"{name} was written by {product} (schema {schema}), this is vehicle-reid {reid.__version__} (schema"
+            f" {SCHEMA_VERSION}): update the code, or start another run"
+        )
 
 
 def verify_checkpoint(checkpoint: Location) -> CheckpointManifest:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from reid.contracts import flatten
-from reid.training.checkpoint import CheckpointRefusedError
+from reid.training.checkpoint_files import CheckpointRefusedError
 from reid.training.optim import describe
 from reid.training.optimizer_state import OptimizerState
 from reid.training.schedule import ScheduleConfig, learning_rate_at

@@ -29,8 +29,9 @@ class RunLock:
     """Held while a driver works on a run; two drivers with one name would overwrite each other's checkpoints.
 
     A lock is free when its holder gave it back, is a process of this machine that has ended, or has not written its
-    heartbeat for `stale_after_seconds`. Object stores have no exclusive creation: the lock is written and read again
-    after a short pause, and who reads another's name has lost.
+    heartbeat for `stale_after_seconds` and does not for another `watch_seconds`: the first is told by two machines'
+    clocks, which may differ, the second by one. Object stores have no exclusive creation: the lock is written and read
+    again after a short pause, and who reads another's name has lost.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class RunLock:
         *,
         stale_after_seconds: float = 300.0,
         heartbeat_seconds: float = 20.0,
+        watch_seconds: float = 50.0,
         settle_seconds: float = 0.5,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -48,12 +50,13 @@ class RunLock:
             folder: The run folder.
             stale_after_seconds: Silence after which a lock may be taken over.
             heartbeat_seconds: Distance between heartbeats.
+            watch_seconds: How long a lock that may be taken over is looked at for a heartbeat; two of them and more.
             settle_seconds: Pause before the own lock is read again, on object stores and when taking over.
             clock: Seconds since the epoch.
         """
         self._file = folder.child(LOCK_NAME)
         self._stale_after_seconds, self._heartbeat_seconds = stale_after_seconds, heartbeat_seconds
-        self._settle_seconds, self._clock = settle_seconds, clock
+        self._watch_seconds, self._settle_seconds, self._clock = watch_seconds, settle_seconds, clock
         self._token = uuid.uuid4().hex
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
@@ -143,12 +146,28 @@ class RunLock:
         return content if {"token", "host", "pid", "heartbeat"} <= content.keys() else None
 
     def _is_free(self, holder: dict[str, Any]) -> bool:
-        if self._clock() - holder["heartbeat"] > self._stale_after_seconds:
-            return True
-        if holder["host"] != socket.gethostname():
-            return False
-        start = _process_start(int(holder["pid"]))
-        return start is None or start != holder.get("process_start")
+        if holder["host"] == socket.gethostname():
+            start = _process_start(int(holder["pid"]))
+            if start is None or start != holder.get("process_start"):
+                return True
+        silence = self._clock() - holder["heartbeat"]
+        return silence > self._stale_after_seconds and self._stays_silent(holder, silence)
+
+    def _stays_silent(self, holder: dict[str, Any], silence: float) -> bool:
+        """Whether no heartbeat comes while we look, whatever the clocks of the two machines say."""
+        logger.warning(
+            "the run is held by process %s on %s, silent for %.0f s by this machine's clock: looking for a heartbeat"
+            " for %.0f s before taking it over",
+            holder["pid"], holder["host"], silence, self._watch_seconds,
+        )  # fmt: skip
+        until = time.monotonic() + self._watch_seconds
+        while time.monotonic() < until:
+            time.sleep(min(1.0, self._watch_seconds / 10))
+            now = self._read()
+            if now is not None and (now["token"], now["heartbeat"]) != (holder["token"], holder["heartbeat"]):
+                logger.warning("a heartbeat came: the clocks of %s and of this machine differ", holder["host"])
+                return False
+        return True
 
     def _start(self) -> None:
         self._done.clear()

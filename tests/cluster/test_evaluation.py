@@ -76,6 +76,13 @@ def test_damaged_weights_are_named_without_the_traceback_of_a_worker(
     assert "ray::" not in str(caught.value)
 
 
+def test_a_run_folder_that_cannot_be_written_is_named_with_its_setting(tiny_shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    experiment = tiny_experiment(tiny_shards, tmp_path / "file")
+    with pytest.raises(ValueError, match=r"^runs=.*/file: cannot be written: .*Not a directory"):
+        train_on_cluster(experiment)
+
+
 def test_a_protocol_that_the_data_set_lacks_is_refused_before_training(tiny_shards: Path, tmp_path: Path) -> None:
     experiment = tiny_experiment(tiny_shards, tmp_path, "evaluation.protocol=vehicleid-small")
     with pytest.raises(ValueError, match="protocol 'vehicleid-small'"):

@@ -79,12 +79,31 @@ def test_a_key_of_another_section_is_found(tmp_path: Path) -> None:
         ("seed: 1\nseed: 2\n", "line 2, column 1: key 'seed' is given twice"),
         ("seed: [1\n", "line"),
         ("- 1\n", "expected a mapping of settings, got list"),
+        ("", "sets nothing: leave it out for the defaults"),
+        ("# seed: 1\n", "sets nothing: leave it out for the defaults"),
+        ("seed: 1\n\tname: x\n", "line 2, column 1: found character"),
+        ("[" * 3000, "nested too deeply"),
         ("seed: !!python/object/apply:os.system ['true']\n", "could not determine a constructor"),
     ],
 )
 def test_bad_yaml_is_refused_with_its_place(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_experiment(write(tmp_path, text))
+
+
+def test_a_file_that_is_no_text_is_refused_with_its_name(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_bytes(b"name: caf\xe9\n")
+    with pytest.raises(ConfigError, match=r"run\.yaml: .*\n.*no UTF-8 text \(byte 9\)"):
+        load_experiment(tmp_path / "run.yaml")
+
+
+def test_a_switch_in_the_place_of_a_number_is_refused() -> None:
+    wrong = ["training.loop.epochs=true", "training.optimizer.learning_rate=true", "seed=false", "name=true"]
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(None, [*wrong, "training.step.clip_gradient_norm=false"])
+    assert len(caught.value.problems) == 5
+    assert "training.loop.epochs: value error, true and false are not expected here, got True" in str(caught.value)
+    assert load_experiment(None, ["training.step.channels_last=false"]).training.step.channels_last is False
 
 
 def test_yaml_is_read_by_the_rules_of_version_1_2() -> None:

@@ -17,10 +17,9 @@ from reid.training import checkpoint_files
 from reid.training.checkpoint import (
     CheckpointConfig,
     CheckpointFailedError,
-    CheckpointRefusedError,
     CheckpointStore,
 )
-from reid.training.checkpoint_files import CheckpointDamagedError
+from reid.training.checkpoint_files import CheckpointDamagedError, CheckpointRefusedError
 from reid.training.optim import OptimizerConfig
 from reid.training.snapshot import CheckpointState, Position, RunDescription, restore_snapshot, take_snapshot
 from reid.training.step import StepConfig
@@ -204,6 +203,21 @@ def test_a_newer_schema_is_refused_with_both_versions(
         CheckpointRefusedError, match=r"written by vehicle-reid \S+ \(schema 4\), this is .* \(schema 1\)"
     ):
         store.load(name)
+
+
+def test_a_newer_schema_of_another_layout_is_refused_and_a_manifest_without_fields_is_damaged(
+    store: CheckpointStore, state: CheckpointState
+) -> None:
+    name = store.save(state) or ""
+    path = _file(store, name, "manifest.json")
+    for schema, error, words in (
+        (9, CheckpointRefusedError, r"written by somebody \(schema 9\), this is .* \(schema 1\)"),
+        (1, CheckpointDamagedError, "lacks fields of its schema"),
+    ):
+        manifest = {"schema": schema, "product": "somebody", "parts": []}
+        path.write_text(json.dumps(manifest | {"digest": checkpoint_files.digest_of(manifest)}))
+        with pytest.raises(error, match=words):
+            store.load(name)
 
 
 def test_the_state_of_another_optimizer_is_refused_before_anything_moves(state: CheckpointState) -> None:

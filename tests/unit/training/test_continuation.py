@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from reid.training.checkpoint import CheckpointRefusedError
+from reid.training.checkpoint_files import CheckpointRefusedError
 from reid.training.continuation import change_of_rate, differences, refuse_other_optimizer, refuse_other_run
 from reid.training.optim import OptimizerConfig
 from reid.training.snapshot import Position, RunDescription, take_snapshot

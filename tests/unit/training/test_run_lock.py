@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -36,8 +37,21 @@ def test_a_lock_of_another_machine_is_taken_over_after_long_silence_only(tmp_pat
     with pytest.raises(RunLockedError, match=r"process 7 on elsewhere \(last heartbeat 100 s ago\)"):
         RunLock(folder).acquire()
     _foreign(tmp_path, heartbeat=time.time() - 301)
-    with RunLock(folder, settle_seconds=0.0):
+    with RunLock(folder, settle_seconds=0.0, watch_seconds=0.1):
         assert json.loads((tmp_path / LOCK_NAME).read_text())["pid"] == os.getpid()
+
+
+def test_a_lock_whose_heartbeat_moves_is_not_taken_over_whatever_the_clocks_say(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    behind = time.time() - 400
+    _foreign(tmp_path, heartbeat=behind)
+    beat = threading.Timer(0.3, lambda: _foreign(tmp_path, heartbeat=behind + 20))
+    beat.start()
+    with pytest.raises(RunLockedError, match="process 7 on elsewhere"):
+        RunLock(open_location(tmp_path), watch_seconds=20.0).acquire()
+    beat.join()
+    assert "the clocks of elsewhere and of this machine differ" in caplog.text
 
 
 def test_a_lock_of_a_dead_process_of_this_machine_is_free_at_once(tmp_path: Path) -> None:
