@@ -30,9 +30,9 @@ from cluster.resources import (
 from cluster.run_marks import EndMark, GivenUp, StopMark
 from cluster.train_loop import train_worker
 from cluster.worker_failures import words_of_ranks
-from reid.build.data import open_data
+from reid.build.data import check_train_data, open_data
 from reid.build.evaluation import check_evaluation
-from reid.build.initial_weights import CACHE
+from reid.build.initial_weights import CACHE, check_first_weights
 from reid.build.report import write_run_report
 from reid.build.results import Result, print_results
 from reid.build.run_folder import RunFolder, open_run, refuse_mixed_folders
@@ -116,6 +116,9 @@ def checked_run(
         except OSError as error:
             raise ValueError(f"runs={experiment.runs}: cannot be written: {words_of(error)}") from error
         newest = _check_resume(experiment, folder, shards.manifest.hash, resume, resume_anyway)
+        check_train_data(experiment, shards)
+        if newest is None:
+            check_first_weights(experiment)
         stack.enter_context(ray_connection())
         device = resolve_device(experiment.cluster)
         check_training_resources(experiment.cluster, device)
@@ -325,6 +328,12 @@ def _check_resume(
         saved, run = store.load_run(newest), describe_run(experiment, data_hash)
         refuse_other_run(newest, saved, run, resume_anyway=resume_anyway)
         position = store.load_position(newest)
+        epochs = experiment.training.loop.epochs
+        if position is not None and position.epoch > epochs:
+            raise ValueError(
+                f"training.loop.epochs is {epochs}, but {newest} of {folder.location.uri} has {position.epoch} epochs"
+                " behind it: give at least as many, or another name"
+            )
         change = change_of_rate(saved.config, run.config, position.epoch) if position is not None else ""
         if change:
             logger.warning("%s", change)

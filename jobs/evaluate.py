@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,7 +30,8 @@ from cluster.occlusion_job import OcclusionJob, add_occlusion_arguments, occlusi
 from cluster.resources import check_evaluation_resources, ray_connection
 from cluster.trainer import with_absolute_addresses
 from reid.build.checkpoints import load_trained_experiment
-from reid.build.evaluation import Evaluation, evaluate_here
+from reid.build.data import open_data
+from reid.build.evaluation import Evaluation, check_evaluation, evaluate_here
 from reid.build.keypoint_evaluation import evaluate_keypoints_here
 from reid.build.results import print_results
 from reid.config import AnyExperiment, KeypointExperiment, with_overrides
@@ -38,10 +40,11 @@ from reid.evaluation.rerank_config import read_reranking
 from reid.storage import Location, check_output_file, open_location
 from reid.training.checkpoint_hold import held
 
-SHAPED_BY_TRAINING = ("task=", "seed=", "model.", "loss.", "training.")
+SHAPED_BY_TRAINING = ("task=", "seed=", "model.", "loss.", "training.", "data.transform.")
 """Overrides that an evaluation refuses: the network is the checkpoint's."""
 IDLE = (
-    "data.plan.", "metrics.", "evaluation.every_epochs=", "cluster.num_workers=", "cluster.device=",
+    "data.plan.", "metrics.", "evaluation.every_epochs=", "evaluation.num_rank_lists=", "evaluation.rank_list_length=",
+    "cluster.num_workers=", "cluster.device=",
     "cluster.cpus_per_worker=", "cluster.max_failures=",
 )  # fmt: skip
 """Overrides that only training reads."""
@@ -82,6 +85,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     check_output_file("--output", arguments.output)
     trained = with_absolute_addresses(with_overrides(load_trained_experiment(location), arguments.overrides))
     occluded = occlusion_job(arguments, trained)
+    if repeated := [name for name, count in Counter(arguments.protocol or ()).items() if count > 1]:
+        raise ValueError(f"--protocol {repeated[0]} is given twice")
     experiments: list[AnyExperiment] = [trained]
     match trained:
         case KeypointExperiment() if arguments.protocol:
@@ -90,11 +95,19 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             experiments = [with_overrides(trained, [f"evaluation.protocol={name}"]) for name in arguments.protocol]
     if arguments.rerank:
         experiments = [_with_reranking(experiment, arguments.rerank) for experiment in experiments]
+    _check_protocols(experiments)
     with held(location, "evaluate"):
         if occluded is not None:
             _evaluate_occluded(arguments, experiments, location, occluded)
         else:
             _evaluate_plain(arguments, experiments, location)
+
+
+def _check_protocols(experiments: Sequence[AnyExperiment]) -> None:
+    """Refuses a protocol that the data set has no images for before any other one has cost hours."""
+    with open_data(experiments[0]) as shards:
+        for experiment in experiments:
+            check_evaluation(experiment, shards)
 
 
 def _evaluate_plain(arguments: argparse.Namespace, experiments: Sequence[AnyExperiment], location: Location) -> None:

@@ -151,7 +151,8 @@ def _yaml_problem(error: yaml.YAMLError) -> str:
 def _override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
-        raise ValueError("expected key=value, such as training.loop.epochs=30")
+        hint = "; configurations are named by --config" if override.endswith((".yaml", ".yml")) else ""
+        raise ValueError(f"expected key=value, such as training.loop.epochs=30{hint}")
     node = values
     *parents, last = key.strip().split(".")
     for name in parents:

@@ -9,7 +9,7 @@ from typing import Generic, Protocol
 from torch import Tensor
 
 from reid.config import AnyExperiment, SomeExperiment, experiment_of
-from reid.storage import Location, read_bytes, sha256_of
+from reid.storage import Location, exists, read_bytes, sha256_of
 from reid.training.checkpoint import CheckpointStore
 from reid.training.checkpoint_files import MANIFEST_NAME
 
@@ -48,12 +48,35 @@ class TrainedRun(Generic[SomeExperiment]):
     """Hash of the data set it was trained on."""
 
 
+def check_checkpoint_path(checkpoint: Location) -> None:
+    """Refuses what is no checkpoint folder at all, with the one that was probably meant.
+
+    Raises:
+        ValueError: It does not exist, is a file, a run folder or a folder of checkpoints.
+    """
+    expected = "expected a checkpoint folder, such as runs/NAME/checkpoints/step-00001200"
+    if checkpoint.is_local and checkpoint.local_path.is_file():
+        raise ValueError(
+            f"{checkpoint.uri} is a file: {expected} (weights of other programs are for model.backbone.weights of a new"
+            " run)"
+        )
+    if not exists(checkpoint):
+        raise ValueError(f"{checkpoint.uri} does not exist: {expected}")
+    for folder, what in ((checkpoint, "a folder of checkpoints"), (checkpoint.child("checkpoints"), "a run folder")):
+        names = CheckpointStore(folder).names()
+        if names:
+            raise ValueError(
+                f"{checkpoint.uri} is {what}: name one of them, the newest is {folder.child(names[-1]).uri}"
+            )
+
+
 def load_trained_experiment(checkpoint: Location) -> AnyExperiment:
     """The configuration of the run that wrote a checkpoint folder.
 
     Raises:
         ValueError: The folder is no sound checkpoint.
     """
+    check_checkpoint_path(checkpoint)
     return experiment_of(CheckpointStore(checkpoint.parent).load_run(checkpoint.name).config)
 
 
@@ -82,6 +105,7 @@ def load_trained_run(checkpoint: Location, *kinds: type[SomeExperiment]) -> Trai
     Raises:
         ValueError: The folder is no sound checkpoint, or of another kind; the weights are not read then.
     """
+    check_checkpoint_path(checkpoint)
     store = CheckpointStore(checkpoint.parent)
     run = store.load_run(checkpoint.name)
     experiment = experiment_of(run.config)

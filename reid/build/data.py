@@ -11,6 +11,7 @@ from reid.contracts import DataError
 from reid.data.draws import Purpose, epoch_integers
 from reid.data.loader import LoaderConfig
 from reid.data.occlusion import OcclusionConfig
+from reid.data.plane_table import visible_planes
 from reid.data.shard_set import ShardSet, Verify, open_shards
 from reid.data.stored_parts import check_part_boxes
 from reid.data.stream import EvalStream, TrainStream
@@ -62,11 +63,20 @@ def check_train_data(experiment: AnyExperiment, shards: ShardSet) -> None:
     Raises:
         DataError: No image has keypoints, though planes are compared; the stored parts are others in number.
     """
-    if compared_planes(experiment) is not None and not shards.index.has_keypoints[shards.index.rows("train")].any():
-        raise DataError(
-            f"data.shards={experiment.data.shards}: no training image has keypoints, so planes teach nothing: add them"
-            " (jobs/add_keypoints.py), or set model.planes=null"
-        )
+    if compared_planes(experiment) is not None:
+        rows = shards.index.rows("train")
+        rows = rows[shards.index.has_keypoints[rows]]
+        if not len(rows):
+            raise DataError(
+                f"data.shards={experiment.data.shards}: no training image has keypoints, so planes teach nothing: add"
+                " them (jobs/add_keypoints.py), or set model.planes=null"
+            )
+        if not visible_planes(shards.index.keypoints[rows]).any():
+            raise DataError(
+                f"data.shards={experiment.data.shards}: the keypoints of {len(rows):,} training images show no plane,"
+                " so planes teach nothing: they are in another order or unit (VeRi's 20 points in pixels are expected;"
+                " jobs/check_data.py draws up the plane table), or set model.planes=null"
+            )
     if isinstance(experiment, PMNetExperiment) and not uses_stripes(experiment):
         check_part_boxes(shards.index, experiment.model.parts_read)
 

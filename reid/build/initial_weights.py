@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.models import ResNet18_Weights, ResNet34_Weights, ResNet50_Weights, ResNet101_Weights
 
 from reid.build.checkpoints import checkpoint_digest
+from reid.config import AnyExperiment, KeypointExperiment
 from reid.models.backbone import BackboneConfig
 from reid.models.hourglass import Hourglass
 from reid.models.state_dict import load_fitting_state
@@ -32,6 +33,34 @@ _IMAGENET_WEIGHTS: Final = {
 }
 _SAFETENSORS: Final = ".safetensors"
 _PICKLED: Final = (".pth", ".pt")
+
+
+def check_first_weights(experiment: AnyExperiment) -> None:
+    """Refuses first weights that do not exist, before anything is started for them.
+
+    What `cache` means is not looked for: it lies on the machines of the workers.
+
+    Raises:
+        ValueError: There is no such checkpoint or file.
+    """
+    suffixes: tuple[str, ...]
+    if isinstance(experiment, KeypointExperiment):
+        section, weights, suffixes = "model", experiment.model.weights, (_SAFETENSORS,)
+    else:
+        backbone = experiment.model.backbone
+        section, weights, suffixes = "model.backbone", backbone.weights, (_SAFETENSORS, *_PICKLED)
+    if weights is None or weights == CACHE:
+        return
+    location = open_location(weights)
+    if not exists(location):
+        raise ValueError(_missing(section, location, suffixes))
+
+
+def _missing(section: str, location: Location, suffixes: tuple[str, ...]) -> str:
+    return (
+        f"{section}.weights={location.uri}: expected a checkpoint folder or a {_list(suffixes)} file, but it does"
+        f" not exist; give another, or set {section}.weights to null for random ones"
+    )
 
 
 def load_initial_weights(detector: Hourglass) -> None:
@@ -94,10 +123,7 @@ def _backbone_source(config: BackboneConfig) -> Location:
 def _read(section: str, location: Location, suffixes: tuple[str, ...], sha256: str | None) -> dict[str, Tensor]:
     """The tensors of a checkpoint folder or of a file with one of the suffixes, compared with the expected hash."""
     if not exists(location):
-        raise FileNotFoundError(
-            f"{section}.weights={location.uri}: expected a checkpoint folder or a {_list(suffixes)} file, but it does"
-            f" not exist; give another, or set {section}.weights to null for random ones"
-        )
+        raise FileNotFoundError(_missing(section, location, suffixes))
     if location.name.endswith(suffixes):
         data = read_bytes(location)
         _check_hash(location, sha256_of(data), sha256)

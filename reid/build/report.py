@@ -197,13 +197,14 @@ def _rank_lists(examples: Sequence[Mapping[str, Any]], shards: ShardSet) -> list
     for difficulty in ("easiest", "median", "hardest"):
         pictures = drawings(
             lambda example: as_jpeg(
-                _rank_list(example, shards), f"average precision {100 * example['average_precision']:.1f}"
+                _rank_list(example, shards),
+                f"{shards.index.key[example['query']]}: average precision {100 * example['average_precision']:.1f}",
             ),
             [example for example in examples if example["difficulty"] == difficulty],
         )
         if pictures:
             introduction = (
-                "Query in blue; right vehicles in green, wrong ones in red frames; camera and distance below."
+                "Query in blue; right vehicles in green, wrong ones in red frames; vehicle, camera and distance below."
             )
             sections.append(
                 Section(
@@ -216,7 +217,7 @@ def _rank_lists(examples: Sequence[Mapping[str, Any]], shards: ShardSet) -> list
 def _rank_list(example: Mapping[str, Any], shards: ShardSet) -> NDArray[np.uint8]:
     index = shards.index
     captions = [
-        f"{index.camera_id[sample] or '?'}  {distance:.2f}"
+        f"{index.vehicle_id[sample]} {index.camera_id[sample] or '?'} {distance:.2f}"
         for sample, distance in zip(example["gallery"], example["distances"], strict=True)
     ]
     return rank_list_picture(

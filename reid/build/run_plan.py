@@ -7,8 +7,10 @@ import torch
 
 from reid.build.data import annotated_rows, compared_planes, open_train_stream
 from reid.config import AnyExperiment, KeypointExperiment, PANetExperiment, PMNetExperiment
+from reid.data.plane_table import visible_planes
 from reid.data.shard_set import ShardSet
 from reid.data.stored_parts import has_part_boxes
+from reid.keypoints import PLANE_NAMES
 from reid.models.hourglass import STEM_STRIDE
 from reid.training.schedule import learning_rate_at
 from reid.training.step import describe_precision
@@ -69,7 +71,7 @@ def _learning_rates(experiment: AnyExperiment) -> str:
     if schedule.shape == "cosine":
         return text + f"cosine down to {learning_rate_at(schedule, rate, epochs, epochs):.3g}"
     rates = [learning_rate_at(schedule, rate, float(epoch), epochs) for epoch in range(epochs)]
-    drops = [e for e in range(1, epochs) if e >= schedule.warmup_epochs and rates[e] < rates[e - 1]]
+    drops = [e for e in range(1, epochs) if e >= schedule.warmup_epochs and rates[e] < rates[e - 1] * (1 - 1e-6)]
     return text + (", ".join(f"{rates[e]:.3g} from epoch {e + 1}" for e in drops) or "constant")
 
 
@@ -136,8 +138,11 @@ def _planes(experiment: AnyExperiment, shards: ShardSet) -> dict[str, str]:
     if compared_planes(experiment) is None:
         return {}
     rows = shards.index.rows("train")
-    with_keypoints = int(np.count_nonzero(shards.index.has_keypoints[rows]))
-    text = f"keypoints on {with_keypoints:,} of {len(rows):,} images"
+    annotated = rows[shards.index.has_keypoints[rows]]
+    with_keypoints = len(annotated)
+    rates = visible_planes(shards.index.keypoints[annotated]).mean(axis=0)
+    shown = ", ".join(f"{name} {100 * rate:.0f} %" for name, rate in zip(PLANE_NAMES, rates, strict=True))
+    text = f"keypoints on {with_keypoints:,} of {len(rows):,} images, which show {shown}"
     if with_keypoints < len(rows):
         text += "; the others train without planes (jobs/add_keypoints.py computes keypoints)"
     return {"planes": text}

@@ -157,9 +157,16 @@ def _check_identities(records: Sequence[Record], options: DoctorConfig, findings
         for record in records:
             if record.split == "gallery":
                 cameras[record.vehicle_id][record.camera_id] += 1
+        in_gallery = {record.path for record in records if record.split == "gallery"}
         for record in records:
             if record.split != "query":
                 continue
+            if record.camera_id is None and record.path in in_gallery:
+                message = (
+                    "query of unknown camera that is a gallery image too: it finds itself, figures are too good; give"
+                    " its camera_id, or leave it out of the gallery"
+                )
+                findings.add("warning", "query-in-gallery", message, record.key)
             seen = cameras[record.vehicle_id]
             # With an unknown camera nothing is junk, so any image of the vehicle answers.
             answers = seen.total() - (seen[record.camera_id] if record.camera_id is not None else 0)

@@ -114,6 +114,8 @@ class ShardSet:
             entry = self._location.child(MANIFEST_NAME)
             try:
                 manifest = manifest_from_json(storage.read_bytes(entry, policy, self._retries), entry.uri)
+            except NotADirectoryError:
+                raise DataError(f"{self.uri} is a file: pack data sets and tables with jobs/make_shards.py") from None
             except FileNotFoundError:
                 raise DataError(
                     f"{self.uri} is not a shard set: it has no {MANIFEST_NAME} (never packed, packing unfinished, or a"

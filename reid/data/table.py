@@ -66,9 +66,10 @@ def survey_table(path: str | Path) -> Survey:
     records: list[Record] = []
     for number, (row, key) in enumerate(zip(rows, keys, strict=True), start=1):
         place = f"row {number}: {row['path']}"
-        image = _existing(table.parent / row["path"], listings) if row["path"] else None
+        path = table.parent / _with_slashes(row["path"])
+        image = _existing(path, listings) if row["path"] else None
         split = next((split for split in SPLITS if split == row["split"].lower()), None)
-        mask = _existing(table.parent / row["mask_path"], listings) if row.get("mask_path") else None
+        mask = _existing(table.parent / _with_slashes(row["mask_path"]), listings) if row.get("mask_path") else None
         if split is None:
             message = (
                 f"row whose split is not one of {', '.join(SPLITS)}: {row['split']!r}{_guess(row['split'], SPLITS)}"
@@ -85,7 +86,10 @@ def survey_table(path: str | Path) -> Survey:
         if unknown:
             message = "row of no known vehicle (negative vehicle_id) outside gallery and test: mend or delete it"
             findings.add("error", "junk-image", message, place)
-        if image is None:
+        if image is None and path.is_file():
+            message = f"row whose file is no image that is read ({', '.join(sorted(IMAGE_ENDINGS))}): convert it"
+            findings.add("error", "unsupported-ending", message, place)
+        elif image is None:
             findings.add(
                 "error", "missing-image", "row whose image does not exist (paths are relative to the table)", place
             )
@@ -196,17 +200,21 @@ def _existing(path: Path, listings: dict[Path, dict[str, Path]]) -> Path | None:
     return listings[path.parent].get(path.name)
 
 
+def _with_slashes(path: str) -> str:
+    """A path as Windows writes it, as all systems read it."""
+    return path.replace("\\", "/")
+
+
 def _keys(rows: Sequence[Row]) -> list[str]:
     """A key for each row: its own, the file's stem, or, where stems are not unique in a split, the whole path."""
     if rows and "key" in rows[0]:
         return [row["key"] for row in rows]
-    stems = [_as_key(PurePosixPath(row["path"].replace("\\", "/")).stem) for row in rows]
+    stems = [_as_key(PurePosixPath(_with_slashes(row["path"])).stem) for row in rows]
     uses = Counter((row["split"].lower(), stem) for row, stem in zip(rows, stems, strict=True))
     if all(count == 1 for count in uses.values()):
         return stems
     return [
-        _as_key(str(PurePosixPath(row["path"].replace("\\", "/")).with_suffix(""))) if row["path"] else ""
-        for row in rows
+        _as_key(str(PurePosixPath(_with_slashes(row["path"])).with_suffix(""))) if row["path"] else "" for row in rows
     ]
 
 

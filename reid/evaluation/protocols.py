@@ -86,6 +86,10 @@ class IndexColumns(Protocol):
     """What a protocol needs of the index."""
 
     @property
+    def key(self) -> NDArray[np.object_]:
+        """(N,) names of the images, each once within its split."""
+
+    @property
     def vehicle_id(self) -> NDArray[np.object_]:
         """(N,) identities as text."""
 
@@ -179,7 +183,27 @@ def _counts(values: Int64Array, wanted: Int64Array) -> Int64Array:
 
 
 def protocol_notes(trials: list[Trial], index: IndexColumns) -> list[str]:
-    """What a reader of the figures must know about the data, such as missing cameras."""
+    """What a reader of the figures must know about the data: missing cameras, queries that find themselves."""
+    return [*_self_matches(trials, index), *_missing_cameras(trials, index)]
+
+
+def _self_matches(trials: list[Trial], index: IndexColumns) -> list[str]:
+    """Queries that are gallery images too and are not taken out with the junk."""
+    found: set[int] = set()
+    for trial in trials:
+        stays = trial.query_rows
+        if trial.remove_junk:
+            stays = stays[index.camera_id[stays] == ""]
+        names = {(index.vehicle_id[row], index.key[row]) for row in trial.gallery_rows} if len(stays) else set()
+        found.update(row for row in stays.tolist() if (index.vehicle_id[row], index.key[row]) in names)
+    if not found:
+        return []
+    return [
+        f"{len(found):,} queries have the key of a gallery image of their vehicle: most likely they find themselves"
+    ]
+
+
+def _missing_cameras(trials: list[Trial], index: IndexColumns) -> list[str]:
     if not any(trial.remove_junk for trial in trials):
         return []
     queries = np.unique(np.concatenate([trial.query_rows for trial in trials]))

@@ -160,12 +160,15 @@ def result_rows(results: Sequence[RetrievalResult]) -> ResultRows:
         rows.append(tuple(row))
     notes = _notes(results)
     post = dict.fromkeys(f"+RR: {kind}" for kind in kinds if kind != "none")
-    trapezoid = dict.fromkeys(
-        f"{result.protocol}: official trapezoid mAP {100 * result.metrics.trapezoid_mAP:.1f}"
-        for result in results
-        if result.metrics.trapezoid_mAP is not None
-    )
+    trapezoid = dict.fromkeys(_trapezoid(result) for result in results if result.metrics.trapezoid_mAP is not None)
     return ResultRows(header, tuple(rows), (*post, *notes, *trapezoid))
+
+
+def _trapezoid(result: RetrievalResult) -> str:
+    value = result.metrics.trapezoid_mAP
+    assert value is not None
+    kind = "" if result.post_processing == "none" else "+RR"
+    return f"{result.protocol}: official trapezoid mAP{kind} {100 * value:.1f}"
 
 
 def _notes(results: Sequence[RetrievalResult]) -> tuple[str, ...]:

@@ -11,6 +11,8 @@ from cluster.dry_run import dry_run
 from cluster.evaluation import EvaluationFailed, evaluate_checkpoint, evaluate_occluded
 from cluster.trainer import Resume, evaluate_run
 from cluster.trainer import train as train_on_cluster
+from jobs import evaluate
+from reid.build.checkpoints import load_trained_experiment, load_trained_run
 from reid.build.run_folder import open_run
 from reid.config import Experiment, with_overrides
 from reid.storage import Location
@@ -90,3 +92,55 @@ def test_a_protocol_that_the_data_set_lacks_is_refused_before_training(tiny_shar
     with pytest.raises(ValueError, match="protocol 'vehicleid-small'"):
         evaluate_run(experiment)
     assert not list(tmp_path.iterdir())  # nothing was begun
+
+
+def test_what_is_no_checkpoint_is_told_apart(trained: tuple[Experiment, Location], tmp_path: Path) -> None:
+    checkpoint = trained[1]
+    assert load_trained_experiment(checkpoint).name == "tiny"
+    for wrong, words in (
+        (checkpoint.parent, f"is a folder of checkpoints: name one of them, the newest is .*{checkpoint.name}"),
+        (checkpoint.parent.parent, f"is a run folder: name one of them, the newest is .*checkpoints/{checkpoint.name}"),
+        (checkpoint.parent.child("step-99999999"), "does not exist: expected a checkpoint folder"),
+        (checkpoint.child("model.safetensors"), "is a file: expected a checkpoint folder.*model.backbone.weights"),
+    ):
+        for load in (load_trained_experiment, lambda location: load_trained_run(location, Experiment)):
+            with pytest.raises(ValueError, match=words):
+                load(wrong)
+
+
+def test_a_finished_run_is_not_given_fewer_epochs(trained: tuple[Experiment, Location]) -> None:
+    checkpoint = trained[1]
+    longer = trained[0].training.loop.epochs
+    shorter = with_overrides(trained[0], [f"training.loop.epochs={longer - 1}", "evaluation.every_epochs=1"])
+    with pytest.raises(
+        ValueError, match=rf"epochs is {longer - 1}, but {checkpoint.name} .* has {longer} epochs behind"
+    ):
+        train_on_cluster(shorter)
+
+
+def test_first_weights_that_do_not_exist_are_refused_before_ray_is_started(tiny_shards: Path, tmp_path: Path) -> None:
+    experiment = tiny_experiment(tiny_shards, tmp_path, "model.backbone.weights=/gone/first.pth")
+    with pytest.raises(ValueError, match=r"model\.backbone\.weights=/gone/first\.pth: expected .* does not exist"):
+        train_on_cluster(experiment)
+
+
+def test_protocols_are_checked_before_the_first_one_is_scored(
+    trained: tuple[Experiment, Location], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("jobs.evaluate.evaluate_here", lambda *_, **__: pytest.fail("scored"))
+    for protocols, words in (
+        (("veri776", "vehicleid-small"), "protocol 'vehicleid-small'"),
+        (("veri776", "table", "veri776"), "--protocol veri776 is given twice"),
+    ):
+        chosen = [text for name in protocols for text in ("--protocol", name)]
+        monkeypatch.setattr("sys.argv", ["evaluate.py", str(trained[1].local_path), "--no-ray", *chosen])
+        assert evaluate.main() == 2
+        assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("override", ["data.transform.height=16", "evaluation.num_rank_lists=3"])
+def test_what_would_change_the_network_or_nothing_is_refused(
+    trained: tuple[Experiment, Location], override: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["evaluate.py", str(trained[1].local_path), "--no-ray", override])
+    assert evaluate.main() == 2

@@ -122,6 +122,11 @@ def test_an_override_without_key_or_value_is_refused(override: str) -> None:
         load_experiment(None, [override])
 
 
+def test_a_configuration_without_its_option_is_recognised() -> None:
+    with pytest.raises(ConfigError, match=r"expected key=value, .*; configurations are named by --config"):
+        load_experiment(None, ["jobs/configs/demo.yaml"])
+
+
 def test_the_printed_config_reads_back_to_the_same(tmp_path: Path) -> None:
     experiment = load_experiment(None, ["seed=5", "model.planes=null", "training.step.clip_gradient_norm=1e1"])
     assert load_experiment(write(tmp_path, to_yaml(experiment))) == experiment

@@ -138,6 +138,16 @@ def test_a_sample_opens_so_many_files_and_is_the_same_again(tmp_path: Path) -> N
     assert check_records(given, DoctorConfig(max_images=0)).images is None
 
 
+def test_queries_that_would_find_themselves_are_warned_about(tmp_path: Path) -> None:
+    given = records(tmp_path)
+    query = next(record for record in given if record.split == "query")
+    copy = replace(query, split="gallery")
+    assert "query-in-gallery" not in counted(check_records([*given, copy]).findings)  # junk, as in VeRi-776
+    unknown = [replace(record, camera_id=None) for record in (query, copy)]
+    rest = [record for record in given if record is not query]
+    assert counted(check_records([*rest, *unknown]).findings)["query-in-gallery"] == 1
+
+
 def test_queries_without_an_answer_and_images_without_a_camera_are_warned_about(tmp_path: Path) -> None:
     given = records(tmp_path)
     given = [record for record in given if not (record.split == "gallery" and record.key == "3_b")]

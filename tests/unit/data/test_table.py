@@ -182,3 +182,15 @@ def test_a_negative_camera_is_an_unknown_one(tmp_path: Path) -> None:
     survey = survey_table(write_table(tmp_path, "1.jpg,1,query,-1", "2.jpg,1,gallery,c2", header=header))
     assert [record.camera_id for record in survey.records] == [None, "c2"]
     assert counted(survey.findings) == {"unknown-camera": 1}
+
+
+def test_files_of_another_kind_are_told_from_missing_ones_and_windows_paths_are_read(tmp_path: Path) -> None:
+    write_image(tmp_path / "a" / "1.jpg")
+    (tmp_path / "a" / "2.tif").write_bytes(b"II*")
+    rows = ["a\\1.jpg,7,query", "a/2.tif,7,gallery", "a/3.jpg,7,gallery"]
+    survey = survey_table(write_table(tmp_path, *rows, images=False))
+    assert [record.path for record in survey.records] == [tmp_path / "a" / "1.jpg"]
+    found = {finding.kind: finding for finding in survey.findings}
+    assert "no image that is read (.bmp, .jpeg, .jpg, .png, .webp)" in found["unsupported-ending"].message
+    assert "does not exist" in found["missing-image"].message
+    assert counted(survey.findings)["unsupported-ending"] == counted(survey.findings)["missing-image"] == 1

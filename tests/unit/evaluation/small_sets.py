@@ -50,6 +50,7 @@ class Columns:
     vehicle_id: np.ndarray
     camera_id: np.ndarray
     subsets: list
+    key: np.ndarray
 
     def rows(self, split, subset=None):
         rows = np.flatnonzero(self.split == split)
@@ -63,4 +64,5 @@ class Columns:
 def columns(entries):
     """An index from (split, vehicle, camera, subsets) entries."""
     split, vehicle, camera, subsets = zip(*entries, strict=True)
-    return Columns(np.array(split, object), np.array(vehicle, object), np.array(camera, object), list(subsets))
+    keys = np.array([f"image-{number}" for number in range(len(split))], object)
+    return Columns(np.array(split, object), np.array(vehicle, object), np.array(camera, object), list(subsets), keys)

@@ -113,6 +113,24 @@ def test_missing_cameras_are_said():
     assert protocol_notes(protocol_trials("veri776-raw", none), none) == []
 
 
+def test_queries_that_find_themselves_are_said_where_nothing_takes_them_out():
+    index = columns(
+        [
+            ("query", "a", "1", ()),
+            ("query", "b", "", ()),
+            ("query", "c", "3", ()),
+            ("gallery", "a", "1", ()),
+            ("gallery", "b", "", ()),
+            ("gallery", "c", "4", ()),
+            ("gallery", "a", "2", ()),
+        ]
+    )
+    index.key[:] = ["1", "2", "3", "1", "2", "5", "6"]
+    note = "queries have the key of a gallery image of their vehicle: they likely find themselves"
+    assert f"1 {note}" in protocol_notes(protocol_trials("veri776", index), index)  # the one whose camera is unknown
+    assert protocol_notes(protocol_trials("veri776-raw", index), index) == [f"2 {note}"]
+
+
 @pytest.mark.parametrize(
     ("name", "nearest"), [("veri-776", "veri776"), ("VehicleID_small", "vehicleid-small"), ("veriwild-big", "veriwild")]
 )

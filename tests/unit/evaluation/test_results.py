@@ -168,6 +168,8 @@ def test_deviations_notes_and_the_second_figure_are_printed():
     assert "81.0 +- 1.0" in table
     assert "note: veri776: one positive per query" in table
     assert "note: veri776: official trapezoid mAP 79.0" in table
+    reranked = result(post_processing="20,6,0.3", metrics=replace(metrics(0.9), trapezoid_mAP=0.89))
+    assert "note: veri776: official trapezoid mAP+RR 89.0" in results_table([reranked])
 
 
 def test_a_note_of_every_protocol_is_printed_once():
