@@ -198,9 +198,7 @@ def _self_matches(trials: list[Trial], index: IndexColumns) -> list[str]:
         found.update(row for row in stays.tolist() if (index.vehicle_id[row], index.key[row]) in names)
     if not found:
         return []
-    return [
-        f"{len(found):,} queries have the key of a gallery image of their vehicle: most likely they find themselves"
-    ]
+    return [f"{len(found):,} queries have the key of a gallery image of their vehicle: they likely find themselves"]
 
 
 def _missing_cameras(trials: list[Trial], index: IndexColumns) -> list[str]:

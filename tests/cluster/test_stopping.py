@@ -99,11 +99,12 @@ def test_a_terminated_run_on_an_object_store_saves_inside_its_epoch_and_continue
 def test_what_a_worker_refuses_is_not_tried_again_and_again(
     tiny_shards: Path, tmp_path: Path, local_ray: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    missing = tmp_path / "missing.pth"
+    damaged = tmp_path / "damaged.pth"
+    damaged.write_bytes(b"no weights")
     experiment = tiny_experiment(
-        tiny_shards, tmp_path, f"model.backbone.weights={missing}", "cluster.num_workers=1", "cluster.max_failures=50"
+        tiny_shards, tmp_path, f"model.backbone.weights={damaged}", "cluster.num_workers=1", "cluster.max_failures=50"
     )
-    with pytest.raises(ValueError, match=r"rank 0 on .*: model\.backbone\.weights=.*missing\.pth.*does not exist"):
+    with pytest.raises(ValueError, match=r"rank 0 on .*: .*damaged\.pth is not a state dict"):
         train(experiment)
 
 

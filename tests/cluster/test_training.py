@@ -83,7 +83,8 @@ def test_a_run_trains_evaluates_reports_and_survives_the_kill_of_a_worker(
     failures = [record.getMessage() for record in caplog.records if "cluster.max_failures" in record.getMessage()]
     assert len(failures) == 1
     assert re.search(r"(?s)worker: rank [01].*died.*\nfailure 1, .* is 3: the workers start anew", failures[0])
-    assert "the CPU, from step " in caplog.text
+    said = [row["text"] for row in read_metrics(open_run(killed).location) if row["kind"] == "message"]
+    assert any("the CPU, from step " in text for text in said)
     expected = store.load(name)
     actual = CheckpointStore(open_run(killed).checkpoints).load(name)
     assert actual.position == expected.position
