@@ -15,7 +15,6 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from cluster.clocks import warn_of_clocks
-from cluster.error_words import words_of
 from cluster.evaluation import evaluate_checkpoint
 from cluster.follower import RunFollower
 from cluster.resources import (
@@ -32,13 +31,13 @@ from cluster.train_loop import train_worker
 from cluster.worker_failures import words_of_ranks
 from reid.build.data import check_train_data, open_data
 from reid.build.evaluation import check_evaluation
-from reid.build.initial_weights import CACHE, check_first_weights
+from reid.build.initial_weights import CACHE, check_first_weights, first_weights
 from reid.build.report import write_run_report
 from reid.build.results import Result, print_results
 from reid.build.run_folder import RunFolder, open_run, refuse_mixed_folders
 from reid.build.run_plan import describe_plan
 from reid.build.training import describe_run
-from reid.config import AnyExperiment, KeypointExperiment, SomeExperiment, with_overrides
+from reid.config import AnyExperiment, SomeExperiment, with_overrides
 from reid.data.plan import lanes_of_worker
 from reid.data.shard_set import ShardSet
 from reid.training.checkpoint import CheckpointStore
@@ -114,7 +113,7 @@ def checked_run(
         try:
             lock = stack.enter_context(RunLock(folder.location))
         except OSError as error:
-            raise ValueError(f"runs={experiment.runs}: cannot be written: {words_of(error)}") from error
+            raise ValueError(f"runs={experiment.runs}: cannot be written: {error}") from error
         newest = _check_resume(experiment, folder, shards.manifest.hash, resume, resume_anyway)
         check_train_data(experiment, shards)
         if newest is None:
@@ -267,10 +266,7 @@ def with_absolute_addresses(experiment: SomeExperiment) -> SomeExperiment:
             written there is thrown away after the job.
     """
     addresses = {"runs": experiment.runs, "data.shards": experiment.data.shards}
-    if isinstance(experiment, KeypointExperiment):
-        key, weights = "model.weights", experiment.model.weights
-    else:
-        key, weights = "model.backbone.weights", experiment.model.backbone.weights
+    key, weights = first_weights(experiment)
     # A URL is the same everywhere; evaluation must not open it.
     if weights is not None and weights != CACHE and "://" not in weights:
         addresses[key] = weights

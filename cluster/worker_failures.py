@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 _HEAD, _TAIL = 600, 1400
 """Characters kept of a long text: Ray says first what happened, tracebacks and advice come last."""
+_ANEW: Final = "the workers start anew at the newest checkpoint"
 
 
 def words_of_ranks(failures: Mapping[int, BaseException]) -> str:
@@ -77,6 +78,3 @@ class FailureMessages(UserCallback):  # type: ignore[misc]  # Ray has no types
                 "time": time.time(),
             }
             MetricsLog(folder).append("message", row)
-
-
-_ANEW: Final = "the workers start anew at the newest checkpoint"

@@ -44,10 +44,9 @@ SHAPED_BY_TRAINING = ("task=", "seed=", "model.", "loss.", "training.", "data.tr
 """Overrides that an evaluation refuses: the network is the checkpoint's."""
 IDLE = (
     "data.plan.", "metrics.", "evaluation.every_epochs=", "evaluation.num_rank_lists=", "evaluation.rank_list_length=",
-    "cluster.num_workers=", "cluster.device=",
-    "cluster.cpus_per_worker=", "cluster.max_failures=",
+    "cluster.num_workers=", "cluster.device=", "cluster.cpus_per_worker=", "cluster.max_failures=",
 )  # fmt: skip
-"""Overrides that only training reads."""
+"""Overrides that only training and the report of its run read."""
 
 
 def main() -> int:
@@ -105,7 +104,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 def _check_protocols(experiments: Sequence[AnyExperiment]) -> None:
     """Refuses a protocol that the data set has no images for before any other one has cost hours."""
-    with open_data(experiments[0]) as shards:
+    with open_data(experiments[0], verify="sizes") as shards:
         for experiment in experiments:
             check_evaluation(experiment, shards)
 

@@ -10,11 +10,10 @@ worker, `P x K` those of the global batch.
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 import torch
@@ -52,10 +51,7 @@ class Settings(BaseModel):
 
 def _admits_truth(annotation: Any) -> bool:
     """Whether a field's type names bool, or nothing in particular."""
-    if annotation is Any or annotation is bool or isinstance(annotation, TypeVar):
-        return True
-    arguments = typing.get_args(annotation)
-    return any(argument is True or argument is False or _admits_truth(argument) for argument in arguments)
+    return annotation in (Any, bool) or any(map(_admits_truth, get_args(annotation)))
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -106,7 +106,7 @@ class AddedParts:
         return answer_in_batches(samples, self._trained.experiment.data.transform, self._run, answer, unreadable)
 
     def _additions(self, sample: Sample, probabilities: NDArray[np.float32], parts: PartBoxes) -> Additions:
-        mask = without_small_pieces(hard_mask(probabilities, sample.height, sample.width), self._config.min_piece)
+        mask = refined_mask(probabilities, sample.height, sample.width, min_piece=self._config.min_piece)
         problem = STRIPES if parts.fallback else ""
         if mask.mean() < self._config.min_foreground:
             mask, problem = ellipse_mask(sample.height, sample.width, self._config.ellipse), EMPTY_MASK
@@ -165,6 +165,11 @@ def locate_parts(
     return probabilities[:, 0].cpu().numpy(), maps, parts
 
 
+def refined_mask(probabilities: NDArray[np.float32], height: int, width: int, *, min_piece: float) -> NDArray[np.uint8]:
+    """The mask that a set stores: `hard_mask`, without small pieces where that is asked for."""
+    return without_small_pieces(hard_mask(probabilities, height, width), min_piece)
+
+
 def hard_mask(probabilities: NDArray[np.float32], height: int, width: int) -> NDArray[np.uint8]:
     """(H, W) probabilities of the foreground, resized to (height, width) and cut at 0.5: 1 on the vehicle."""
     shrinks = height < probabilities.shape[0] and width < probabilities.shape[1]
@@ -175,11 +180,11 @@ def hard_mask(probabilities: NDArray[np.float32], height: int, width: int) -> ND
 
 def without_small_pieces(mask: NDArray[np.uint8], share: float) -> NDArray[np.uint8]:
     """A (H, W) 0/1 mask without its pieces (8-connected) of less than a share of the largest one's pixels."""
-    count, labels, boxes, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
-    areas = boxes[:, cv2.CC_STAT_AREA]
-    areas[0] = 0  # the background
-    if share == 0 or count <= 2:
+    if share == 0:
         return mask
+    _, labels, boxes, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+    areas = boxes[:, cv2.CC_STAT_AREA]
+    areas[0] = -1  # the background, whatever the share
     return np.asarray((areas >= share * areas.max())[labels], dtype=np.uint8)
 
 

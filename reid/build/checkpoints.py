@@ -11,7 +11,8 @@ from torch import Tensor
 from reid.config import AnyExperiment, SomeExperiment, experiment_of
 from reid.storage import Location, exists, read_bytes, sha256_of
 from reid.training.checkpoint import CheckpointStore
-from reid.training.checkpoint_files import MANIFEST_NAME
+from reid.training.checkpoint_files import MANIFEST_NAME, CheckpointDamagedError
+from reid.training.snapshot import RunDescription
 
 
 class EvaluatedCheckpoint(Protocol):
@@ -48,12 +49,64 @@ class TrainedRun(Generic[SomeExperiment]):
     """Hash of the data set it was trained on."""
 
 
-def check_checkpoint_path(checkpoint: Location) -> None:
-    """Refuses what is no checkpoint folder at all, with the one that was probably meant.
+def load_trained_experiment(checkpoint: Location) -> AnyExperiment:
+    """The configuration of the run that wrote a checkpoint folder.
 
     Raises:
-        ValueError: It does not exist, is a file, a run folder or a folder of checkpoints.
+        ValueError: The folder is no sound checkpoint.
     """
+    return experiment_of(_run_of(checkpoint).config)
+
+
+def checkpoint_digest(checkpoint: Location) -> str:
+    """sha256 of a checkpoint's manifest, which holds the hashes of its files."""
+    return sha256_of(read_bytes(checkpoint.child(MANIFEST_NAME)))
+
+
+def identify_checkpoint(checkpoint: Location) -> CheckpointIdentity:
+    """The hashes of a checkpoint folder; no weights are read.
+
+    Raises:
+        ValueError: The folder is no sound checkpoint.
+    """
+    run = _run_of(checkpoint)
+    return CheckpointIdentity(checkpoint_hash=checkpoint_digest(checkpoint), data_hash=run.data_hash)
+
+
+def load_trained_run(checkpoint: Location, *kinds: type[SomeExperiment]) -> TrainedRun[SomeExperiment]:
+    """Configuration, verified weights and hashes of a checkpoint folder.
+
+    Args:
+        checkpoint: The folder.
+        kinds: What must have been trained, one of these.
+
+    Raises:
+        ValueError: The folder is no sound checkpoint, or of another kind; the weights are not read then.
+    """
+    run = _run_of(checkpoint)
+    experiment = experiment_of(run.config)
+    if not isinstance(experiment, kinds):
+        wanted = " or ".join(kind.model_fields["task"].default for kind in kinds)
+        raise ValueError(f"{checkpoint.uri} is a checkpoint of task {experiment.task}, expected one of task {wanted}")
+    return TrainedRun(
+        experiment=experiment,
+        weights=CheckpointStore(checkpoint.parent).load_model_weights(checkpoint.name),
+        checkpoint_hash=checkpoint_digest(checkpoint),
+        data_hash=run.data_hash,
+    )
+
+
+def _run_of(checkpoint: Location) -> RunDescription:
+    """The run that wrote a checkpoint folder; ValueError for anything else, in the words of what it is."""
+    try:
+        return CheckpointStore(checkpoint.parent).load_run(checkpoint.name)
+    except (CheckpointDamagedError, NotADirectoryError):
+        _refuse_other_paths(checkpoint)
+        raise
+
+
+def _refuse_other_paths(checkpoint: Location) -> None:
+    """ValueError for what is no checkpoint folder at all, with the one that was probably meant."""
     expected = "expected a checkpoint folder, such as runs/NAME/checkpoints/step-00001200"
     if checkpoint.is_local and checkpoint.local_path.is_file():
         raise ValueError(
@@ -68,53 +121,3 @@ def check_checkpoint_path(checkpoint: Location) -> None:
             raise ValueError(
                 f"{checkpoint.uri} is {what}: name one of them, the newest is {folder.child(names[-1]).uri}"
             )
-
-
-def load_trained_experiment(checkpoint: Location) -> AnyExperiment:
-    """The configuration of the run that wrote a checkpoint folder.
-
-    Raises:
-        ValueError: The folder is no sound checkpoint.
-    """
-    check_checkpoint_path(checkpoint)
-    return experiment_of(CheckpointStore(checkpoint.parent).load_run(checkpoint.name).config)
-
-
-def checkpoint_digest(checkpoint: Location) -> str:
-    """sha256 of a checkpoint's manifest, which holds the hashes of its files."""
-    return sha256_of(read_bytes(checkpoint.child(MANIFEST_NAME)))
-
-
-def identify_checkpoint(checkpoint: Location) -> CheckpointIdentity:
-    """The hashes of a checkpoint folder; no weights are read.
-
-    Raises:
-        ValueError: The folder is no sound checkpoint.
-    """
-    run = CheckpointStore(checkpoint.parent).load_run(checkpoint.name)
-    return CheckpointIdentity(checkpoint_hash=checkpoint_digest(checkpoint), data_hash=run.data_hash)
-
-
-def load_trained_run(checkpoint: Location, *kinds: type[SomeExperiment]) -> TrainedRun[SomeExperiment]:
-    """Configuration, verified weights and hashes of a checkpoint folder.
-
-    Args:
-        checkpoint: The folder.
-        kinds: What must have been trained, one of these.
-
-    Raises:
-        ValueError: The folder is no sound checkpoint, or of another kind; the weights are not read then.
-    """
-    check_checkpoint_path(checkpoint)
-    store = CheckpointStore(checkpoint.parent)
-    run = store.load_run(checkpoint.name)
-    experiment = experiment_of(run.config)
-    if not isinstance(experiment, kinds):
-        wanted = " or ".join(kind.model_fields["task"].default for kind in kinds)
-        raise ValueError(f"{checkpoint.uri} is a checkpoint of task {experiment.task}, expected one of task {wanted}")
-    return TrainedRun(
-        experiment=experiment,
-        weights=store.load_model_weights(checkpoint.name),
-        checkpoint_hash=checkpoint_digest(checkpoint),
-        data_hash=run.data_hash,
-    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,6 +18,8 @@ from reid.data.shard_set import ShardSet, Verify, open_shards
 from reid.data.stored_parts import check_part_boxes
 from reid.data.stream import EvalStream, TrainStream
 from reid.models.perspective import PlaneConfig
+
+_ROWS_AT_ONCE: Final = 10_000
 
 
 def open_data(experiment: AnyExperiment, *, verify: Verify | None = None) -> ShardSet:
@@ -71,7 +75,7 @@ def check_train_data(experiment: AnyExperiment, shards: ShardSet) -> None:
                 f"data.shards={experiment.data.shards}: no training image has keypoints, so planes teach nothing: add"
                 " them (jobs/add_keypoints.py), or set model.planes=null"
             )
-        if not visible_planes(shards.index.keypoints[rows]).any():
+        if not _show_a_plane(shards.index.keypoints, rows):
             raise DataError(
                 f"data.shards={experiment.data.shards}: the keypoints of {len(rows):,} training images show no plane,"
                 " so planes teach nothing: they are in another order or unit (VeRi's 20 points in pixels are expected;"
@@ -79,6 +83,12 @@ def check_train_data(experiment: AnyExperiment, shards: ShardSet) -> None:
             )
     if isinstance(experiment, PMNetExperiment) and not uses_stripes(experiment):
         check_part_boxes(shards.index, experiment.model.parts_read)
+
+
+def _show_a_plane(keypoints: NDArray[np.float32], rows: NDArray[np.int64]) -> bool:
+    """Whether any of the rows does: known after the first of them, where all is well."""
+    starts = range(0, len(rows), _ROWS_AT_ONCE)
+    return any(visible_planes(keypoints[rows[start : start + _ROWS_AT_ONCE]]).any() for start in starts)
 
 
 def compared_planes(experiment: AnyExperiment) -> PlaneConfig | None:

@@ -33,6 +33,15 @@ _IMAGENET_WEIGHTS: Final = {
 }
 _SAFETENSORS: Final = ".safetensors"
 _PICKLED: Final = (".pth", ".pt")
+_DETECTOR_SUFFIXES: Final[tuple[str, ...]] = (_SAFETENSORS,)
+_BACKBONE_SUFFIXES: Final[tuple[str, ...]] = (_SAFETENSORS, *_PICKLED)
+
+
+def first_weights(experiment: AnyExperiment) -> tuple[str, str | None]:
+    """The setting that names where a new run starts, and its value."""
+    if isinstance(experiment, KeypointExperiment):
+        return "model.weights", experiment.model.weights
+    return "model.backbone.weights", experiment.model.backbone.weights
 
 
 def check_first_weights(experiment: AnyExperiment) -> None:
@@ -43,17 +52,13 @@ def check_first_weights(experiment: AnyExperiment) -> None:
     Raises:
         ValueError: There is no such checkpoint or file.
     """
-    suffixes: tuple[str, ...]
-    if isinstance(experiment, KeypointExperiment):
-        section, weights, suffixes = "model", experiment.model.weights, (_SAFETENSORS,)
-    else:
-        backbone = experiment.model.backbone
-        section, weights, suffixes = "model.backbone", backbone.weights, (_SAFETENSORS, *_PICKLED)
+    key, weights = first_weights(experiment)
     if weights is None or weights == CACHE:
         return
     location = open_location(weights)
     if not exists(location):
-        raise ValueError(_missing(section, location, suffixes))
+        suffixes = _DETECTOR_SUFFIXES if isinstance(experiment, KeypointExperiment) else _BACKBONE_SUFFIXES
+        raise ValueError(_missing(key.removesuffix(".weights"), location, suffixes))
 
 
 def _missing(section: str, location: Location, suffixes: tuple[str, ...]) -> str:
@@ -76,7 +81,7 @@ def load_initial_weights(detector: Hourglass) -> None:
     if config.weights is None:
         return
     location = open_location(config.weights)
-    state = _read("model", location, (_SAFETENSORS,), config.sha256)
+    state = _read("model", location, _DETECTOR_SUFFIXES, config.sha256)
     network = f"an hourglass of {config.num_stacks} stacks and {config.channels} channels"
     load_fitting_state(detector, state, source=location.uri, network=network)
     logger.info("detector: %d tensors from %s", len(state), location.uri)
@@ -103,8 +108,8 @@ def backbone_state(config: BackboneConfig) -> dict[str, Tensor] | None:
             )
         # torchvision's names end in the first 8 digits of the file's sha256: resnet50-0676ba61.pth.
         sha256 = sha256 or location.name.removesuffix(_PICKLED[0]).rpartition("-")[2]
-    state = _read("model.backbone", location, (_SAFETENSORS, *_PICKLED), sha256)
-    if not location.name.endswith((_SAFETENSORS, *_PICKLED)):
+    state = _read("model.backbone", location, _BACKBONE_SUFFIXES, sha256)
+    if not location.name.endswith(_BACKBONE_SUFFIXES):
         state = _backbone_of(state, location)
     state = {name: value for name, value in state.items() if not name.startswith("fc.")}
     logger.info("backbone %s: %d tensors from %s", config.name, len(state), location.uri)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reid.build.added_parts import PartAdditionConfig, hard_mask, locate_parts, without_small_pieces
+from reid.build.added_parts import PartAdditionConfig, locate_parts, refined_mask
 from reid.build.data import open_eval_stream
 from reid.build.evaluation import TrainedModel
 from reid.config import PMNetExperiment, with_overrides
@@ -58,7 +58,7 @@ def picture_of_parts(
                 image=image,
                 caption=str(index.key[number]),
                 coarse=coarse,
-                refined=without_small_pieces(hard_mask(probabilities[0], *image.shape[:2]), config.min_piece),
+                refined=refined_mask(probabilities[0], *image.shape[:2], min_piece=config.min_piece),
                 boxes=parts.boxes,
                 attention=np.stack(maps),
                 channels=[int(own.sum()) for own in groups],

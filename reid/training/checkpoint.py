@@ -13,9 +13,10 @@ from torch import Tensor
 
 from reid.contracts import Settings
 from reid.storage import Location, delete_tree, list_names, read_bytes, write_bytes_atomic
-from reid.training.checkpoint_content import PRODUCT, files_of, state_of
+from reid.training.checkpoint_content import files_of, state_of
 from reid.training.checkpoint_files import (
     MANIFEST_NAME,
+    PRODUCT,
     TEMPORARY_PREFIX,
     CheckpointDamagedError,
     CheckpointManifest,

@@ -7,8 +7,8 @@ from dataclasses import asdict
 
 from torch import Tensor
 
-import reid
 from reid.training.checkpoint_files import (
+    PRODUCT,
     SCHEMA_VERSION,
     CheckpointDamagedError,
     digest_of,
@@ -20,8 +20,6 @@ from reid.training.checkpoint_files import (
 from reid.training.optimizer_state import OptimizerState
 from reid.training.randomness import RandomState
 from reid.training.snapshot import CheckpointState, Position, RunDescription
-
-PRODUCT = f"vehicle-reid {reid.__version__}"
 
 
 def files_of(state: CheckpointState) -> dict[str, bytes]:

@@ -35,6 +35,7 @@ from reid.storage import (
 )
 
 MANIFEST_NAME: Final = "manifest.json"
+PRODUCT: Final = f"vehicle-reid {reid.__version__}"
 SCHEMA_VERSION: Final = 1
 """Raised by one whenever older code could misread what newer code writes."""
 TEMPORARY_PREFIX: Final = ".tmp-"
@@ -261,8 +262,8 @@ def refuse_newer(name: str, schema: int, product: str) -> None:
     """CheckpointRefusedError for a checkpoint whose layout this program does not know."""
     if schema > SCHEMA_VERSION:
         raise CheckpointRefusedError(
-            f"{name} was written by {product} (schema {schema}), this is vehicle-reid {reid.__version__} (schema"
-            f" {SCHEMA_VERSION}): update the code, or start another run"
+            f"{name} was written by {product} (schema {schema}), this is {PRODUCT} (schema {SCHEMA_VERSION}): update"
+            " the code, or start another run"
         )
 
 
