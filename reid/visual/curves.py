@@ -26,6 +26,7 @@ _COLOURS: Final = (
     "#7d5a3c",
 )
 
+_STYLES: Final = ("-", "--", "-.", ":")
 _INSIDE: Final = 5
 """More names than these stand below the picture, where they hide no curve."""
 
@@ -51,7 +52,8 @@ def draw_curves(
         title: Above the picture.
         log_y: Logarithmic y axis.
         from_zero: The y axis begins at zero.
-        num_per_colour: So many curves, one after the other, share a colour; all but the first of them are dashed.
+        num_per_colour: So many curves, one after the other, share a colour; the first is a line, the others are broken,
+            each in its own way.
         size_inches: Width and height.
         picture_format: SVG without a background, or PNG on white.
 
@@ -75,7 +77,7 @@ def draw_curves(
             x, y = zip(*points, strict=True)
             marker = "o" if len(points) <= 40 else ""
             place, in_group = divmod(number, num_per_colour)
-            colour, style = _COLOURS[place % len(_COLOURS)], "--" if in_group else "-"
+            colour, style = _COLOURS[place % len(_COLOURS)], _STYLES[in_group % len(_STYLES)]
             axes.plot(x, y, label=name, color=colour, linestyle=style, marker=marker, markersize=3, linewidth=1.6)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
         if log_y:
@@ -92,9 +94,11 @@ def draw_curves(
         for side in ("left", "bottom"):
             axes.spines[side].set_color(_GREY)
         if len(curves) > _INSIDE:
-            figure.legend(loc="outside lower center", ncols=3, frameon=False, labelcolor=_GREY, fontsize=7.5)
+            figure.legend(
+                loc="outside lower center", ncols=3, frameon=False, labelcolor=_GREY, fontsize=7.5, handlelength=4
+            )
         elif len(curves) > 1:
-            axes.legend(frameon=False, labelcolor=_GREY, fontsize=8)
+            axes.legend(frameon=False, labelcolor=_GREY, fontsize=8, handlelength=4)
         buffer = io.BytesIO()
         metadata = {"Date": None} if picture_format == "svg" else {"Software": None}
         figure.savefig(buffer, format=picture_format, metadata=metadata, dpi=160)
