@@ -16,19 +16,19 @@ from cluster.slices import Allowance, start_slice
 from reid.config import ReidExperiment
 from reid.contracts import Embeddings
 from reid.evaluation.counting import Float32Array
-from reid.evaluation.distances import rank_before_and_after, rank_blocks
+from reid.evaluation.distances import rank_before_and_after
 from reid.evaluation.extract import select_embeddings
 from reid.evaluation.neighbours import (
     Images,
     Neighbours,
     PartialNeighbours,
-    block_pairs,
-    neighbours_in_pairs,
+    neighbours_in_tiles,
+    triangle_tiles,
 )
 from reid.evaluation.protocols import Trial
 from reid.evaluation.rerank import Encodings, Reranking, encode, expand
 from reid.evaluation.rerank_config import RerankConfig
-from reid.evaluation.trials import TrialRanks, changes_ranks
+from reid.evaluation.trials import TrialRanks, changes_ranks, rank_queries
 
 LEAST_BUDGET_BYTES = 32 << 20
 """What ranking a block needs at the least; many workers on one small budget get this much each."""
@@ -56,13 +56,12 @@ def rank_trial(
     gallery = select_embeddings(galleries, trial.gallery_rows)
     shared = ray.put(gallery)
     blocks = _ranges(len(query), workers)
-    if not changes_ranks(config):
+    if workers == 1 or not changes_ranks(config):
         ranked = [
-            start_slice(experiment.cluster, _rank, _rows(query, *block), shared, trial.remove_junk, budget)
+            start_slice(experiment.cluster, _rank, _rows(query, *block), shared, trial.remove_junk, config, budget)
             for block in blocks
         ]
-        base = TrialRanks.join(allowance.results(ranked))
-        return base if config is None else TrialRanks(base=base.base, reranked=base.base)
+        return TrialRanks.join(allowance.results(ranked))
     neighbours, expanded = _encode_on_workers(experiment, config, query, shared, len(gallery), allowance)
     of_gallery = ray.put(expanded.rows(len(query), len(expanded)))
     ranked = [
@@ -86,8 +85,8 @@ def _encode_on_workers(
     """Neighbours and expanded encodings of all images, each step shared by the workers (`reid.evaluation.rerank`)."""
     cluster, workers = experiment.cluster, experiment.cluster.evaluation_workers
     features, size = ray.put(query.features), len(query) + gallery_size
-    pairs = [some for some in np.array_split(block_pairs(size), workers) if len(some)]
-    found = [start_slice(cluster, _neighbours, features, gallery, config.k1 + 1, some) for some in pairs]
+    tiles = [some for some in np.array_split(triangle_tiles(size), workers) if len(some)]
+    found = [start_slice(cluster, _neighbours, features, gallery, config.k1 + 1, some) for some in tiles]
     neighbours = PartialNeighbours.join(allowance.results(found))
     shared, ranges = ray.put(neighbours), _ranges(size, workers)
     encoded = [start_slice(cluster, _encode, features, gallery, shared, config.k1, *some) for some in ranges]
@@ -114,9 +113,15 @@ def _rows(embeddings: Embeddings, begin: int, end: int) -> Embeddings:
     )  # fmt: skip
 
 
-def _rank(query: Embeddings, gallery: Embeddings, remove_junk: bool, memory_budget_bytes: int) -> TrialRanks:
-    return TrialRanks(
-        base=rank_blocks(query, gallery, remove_junk=remove_junk, memory_budget_bytes=memory_budget_bytes)
+def _rank(
+    query: Embeddings,
+    gallery: Embeddings,
+    remove_junk: bool,
+    config: RerankConfig | None,
+    memory_budget_bytes: int,
+) -> TrialRanks:
+    return rank_queries(
+        query, gallery, remove_junk=remove_junk, rerank_config=config, memory_budget_bytes=memory_budget_bytes
     )
 
 
@@ -138,9 +143,9 @@ def _rerank(
 
 
 def _neighbours(
-    query: Float32Array, gallery: Embeddings, num_neighbours: int, pairs: NDArray[np.int64]
+    query: Float32Array, gallery: Embeddings, num_neighbours: int, tiles: NDArray[np.int64]
 ) -> PartialNeighbours:
-    return neighbours_in_pairs(Images(query, gallery.features), num_neighbours, pairs)
+    return neighbours_in_tiles(Images(query, gallery.features), num_neighbours, tiles)
 
 
 def _encode(

@@ -27,15 +27,17 @@ DistanceChange = Callable[[Float32Array, int, int], None]
 BlockDistances = Callable[[slice, slice, Float32Array], Float32Array]
 """(queries, gallery entries, (Q, N) float32 to write into) -> the (Q, N) distances of that block, written there."""
 
-TILE_QUERIES: Final = 64
-TILE_GALLERY: Final = 2048
+TILE_ROWS: Final = 256
+TILE_COLUMNS: Final = 1024
 """Distances are computed in tiles of exactly this shape, by PyTorch. A product's last bits depend on its operands'
 shapes and, in some libraries (OpenBLAS in NumPy), on the place in the result; with oneDNN or MKL and one shape they
 depend on the two features alone, so neither blocks nor workers change a figure. Elsewhere, ties within rounding might
-swap."""
+swap. Lower tiles waste less on few queries and are slower: 64 x 2048 takes 1.6 times as long for each distance."""
 
 WORKING_BYTES: Final = 24 * PIECE
 """Upper bound of what counting needs beside a block of distances."""
+LEAST_BUDGET_BYTES: Final = WORKING_BYTES + 4 * TILE_ROWS * TILE_COLUMNS
+"""What ranking needs at the least: counting, and one tile."""
 
 
 def normalised(features: NDArray[np.floating], name: str = "features") -> Float32Array:
@@ -56,67 +58,74 @@ def normalised(features: NDArray[np.floating], name: str = "features") -> Float3
     return result
 
 
-def cosine_distances(
-    query: Float32Array,
-    gallery: Float32Array,
-    out: Float32Array | None = None,
-    *,
-    tile: tuple[int, int] = (TILE_QUERIES, TILE_GALLERY),
-) -> Float32Array:
+def cosine_distances(query: Float32Array, gallery: Float32Array, out: Float32Array | None = None) -> Float32Array:
     """`1 - query @ gallery.T` of normalised features, computed in tiles of one fixed shape.
 
     Args:
         query: (Q, D) rows of length one.
         gallery: (N, D) rows of length one.
         out: (Q, N) float32 to write into.
-        tile: Rows and columns of a tile; distances are the same bits only among calls with one shape. Taller tiles are
-            faster where there are rows to fill them.
 
     Returns:
         (Q, N) float32 in 0..2, up to rounding (a distance to itself may be a little below 0).
     """
     if out is None:
         out = np.empty((len(query), len(gallery)), np.float32)
-    height, width = tile
-    for top in range(0, len(query), height):
-        rows = _padded(query[top : top + height], height)
-        for left in range(0, len(gallery), width):
-            products = row_products(rows, _padded(gallery[left : left + width], width)).numpy()
-            target = out[top : top + height, left : left + width]
-            np.subtract(1, products[: target.shape[0], : target.shape[1]], out=target)
+    for left in range(0, len(gallery), TILE_COLUMNS):
+        columns = padded(gallery[left : left + TILE_COLUMNS], TILE_COLUMNS)
+        for top in range(0, len(query), TILE_ROWS):
+            rows = padded(query[top : top + TILE_ROWS], TILE_ROWS)
+            tile_distances(rows, columns, out[top : top + TILE_ROWS, left : left + TILE_COLUMNS])
     return out
 
 
-def _padded(features: Float32Array, num_rows: int) -> Tensor:
+def tile_distances(rows: Tensor, columns: Tensor, out: Float32Array) -> None:
+    """Cosine distances of one tile.
+
+    Args:
+        rows: (TILE_ROWS, D) of length one, padded.
+        columns: (TILE_COLUMNS, D) of length one, padded.
+        out: (R, C) to write those into that are not padding.
+    """
+    products = row_products(rows, columns).numpy()
+    np.subtract(1, products[: out.shape[0], : out.shape[1]], out=out)
+
+
+def padded(features: Float32Array, num_rows: int) -> Tensor:
+    """(num_rows, D) features with zeros below, of a tile's height or width; a view where there is nothing to add."""
     if len(features) == num_rows and features.flags.writeable:
         return torch.from_numpy(np.ascontiguousarray(features))
-    padded = np.zeros((num_rows, features.shape[1]), np.float32)
-    padded[: len(features)] = features
-    return torch.from_numpy(padded)
+    rows = np.zeros((num_rows, features.shape[1]), np.float32)
+    rows[: len(features)] = features
+    return torch.from_numpy(rows)
 
 
 def block_shape(num_queries: int, gallery_size: int, memory_budget_bytes: int) -> tuple[int, int]:
-    """Rows and columns of the blocks of distances that fit the budget, in whole tiles.
+    """Rows and columns of the blocks of distances that fit the budget.
 
-    Whole rows where a tile's worth of queries fits; else the gallery is cut as well, at twice the matrix products.
+    Whole rows of the gallery where half a tile's height of queries fits, more of them in whole tiles; else the gallery
+    is cut as well, at twice the matrix products.
 
-    >>> block_shape(10_000, 128_517, 256 * 2**20)
-    (448, 128517)
+    >>> block_shape(10_000, 128_517, 256 * 2**20), block_shape(10_000, 128_517, 128 * 2**20)
+    ((256, 128517), (212, 128517))
 
     Raises:
         ValueError: If not even one tile fits.
     """
     available = memory_budget_bytes - WORKING_BYTES
-    least = 4 * TILE_QUERIES * TILE_GALLERY
-    if available < least:
+    if memory_budget_bytes < LEAST_BUDGET_BYTES:
         raise ValueError(
-            f"expected a memory budget of at least {-(-(WORKING_BYTES + least) // 2**20)} MB for ranking, "
+            f"expected a memory budget of at least {-(-LEAST_BUDGET_BYTES // 2**20)} MB for ranking, "
             f"got {memory_budget_bytes / 2**20:.1f} MB; raise evaluation.memory_budget_mb"
         )
-    rows = available // (4 * gallery_size) // TILE_QUERIES * TILE_QUERIES
-    if rows:
-        return min(rows, num_queries), gallery_size
-    return TILE_QUERIES, available // (4 * TILE_QUERIES) // TILE_GALLERY * TILE_GALLERY
+    rows = available // (4 * gallery_size)
+    if rows >= num_queries:
+        return num_queries, gallery_size
+    if rows >= TILE_ROWS:
+        return rows - rows % TILE_ROWS, gallery_size
+    if rows >= TILE_ROWS // 2:
+        return rows, gallery_size
+    return min(TILE_ROWS, num_queries), available // (4 * TILE_ROWS) // TILE_COLUMNS * TILE_COLUMNS
 
 
 def rank_blocks(
@@ -152,14 +161,29 @@ def rank_before_and_after(
     query: Embeddings,
     gallery: Embeddings,
     change: DistanceChange,
+    known: Float32Array | None = None,
     *,
     remove_junk: bool,
     memory_budget_bytes: int = 2**30,
     progress: Progress | None = None,
 ) -> tuple[PositiveRanks, PositiveRanks]:
-    """Exact ranks by the distances as they are and by the changed ones, which are computed once; see `rank_blocks`."""
+    """Exact ranks by the distances as they are and by the changed ones, which are computed once; see `rank_blocks`.
+
+    Args:
+        query: Features of the queries.
+        gallery: Features of the gallery.
+        change: Of a block of distances.
+        known: (Q, G) cosine distances where somebody has computed them already.
+        remove_junk: Take out entries with the query's identity and camera.
+        memory_budget_bytes: For a block of distances and its ranking, beside the features and the known distances.
+        progress: Called after each block of queries.
+
+    Raises:
+        ValueError: If features do not fit each other or cannot be compared, or the budget is too small.
+    """
+    blocks = _cosine_blocks(query, gallery) if known is None else _blocks_of(known)
     before, after = _rank(
-        _cosine_blocks(query, gallery), query.vehicle_ids, query.camera_ids, _identities(gallery), (change,),
+        blocks, query.vehicle_ids, query.camera_ids, _identities(gallery), (change,),
         remove_junk, memory_budget_bytes, progress,
     )  # fmt: skip
     return before, after
@@ -247,6 +271,14 @@ def _cosine_blocks(query: Embeddings, gallery: Embeddings) -> BlockDistances:
     _check_lengths(query.features, "query features")
     _check_lengths(gallery.features, "gallery features")
     return lambda rows, columns, out: cosine_distances(query.features[rows], gallery.features[columns], out=out)
+
+
+def _blocks_of(distances: Float32Array) -> BlockDistances:
+    def block(rows: slice, columns: slice, out: Float32Array) -> Float32Array:
+        np.copyto(out, distances[rows, columns])
+        return out
+
+    return block
 
 
 def _identities(gallery: Embeddings) -> GalleryIdentities:

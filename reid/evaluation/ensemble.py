@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from reid.contracts import Embeddings
 from reid.evaluation.counting import Float32Array, Int64Array
-from reid.evaluation.distances import TILE_GALLERY, TILE_QUERIES, Progress, rank_by_distances
+from reid.evaluation.distances import TILE_COLUMNS, TILE_ROWS, Progress, rank_by_distances
 from reid.evaluation.ranking import GalleryIdentities, PositiveRanks
 from reid.products import row_products
 
@@ -127,22 +127,22 @@ def ensemble_distances(
     if out is None:
         out = np.empty((len(query), len(gallery)), np.float32)
     out[:] = 0
-    for left in range(0, len(gallery), TILE_GALLERY):
+    for left in range(0, len(gallery), TILE_COLUMNS):
         for mine, other in zip(query.members, gallery.members, strict=True):
-            columns = _tile_features(other, left, TILE_GALLERY)
+            columns = _tile_features(other, left, TILE_COLUMNS)
             if columns is None:
                 continue
-            for top in range(0, len(query), TILE_QUERIES):
-                rows = _tile_features(mine, top, TILE_QUERIES)
+            for top in range(0, len(query), TILE_ROWS):
+                rows = _tile_features(mine, top, TILE_ROWS)
                 if rows is None:
                     continue
                 products = row_products(torch.from_numpy(rows), torch.from_numpy(columns)).numpy()
-                target = out[top : top + TILE_QUERIES, left : left + TILE_GALLERY]
+                target = out[top : top + TILE_ROWS, left : left + TILE_COLUMNS]
                 # An image that a member does not know has zeros there, and so adds nothing.
                 target += np.float32(mine.weight) * products[: target.shape[0], : target.shape[1]]
-        for top in range(0, len(query), TILE_QUERIES):
-            target = out[top : top + TILE_QUERIES, left : left + TILE_GALLERY]
-            weights = _common_weights(query, gallery, slice(top, top + TILE_QUERIES), slice(left, left + TILE_GALLERY))
+        for top in range(0, len(query), TILE_ROWS):
+            target = out[top : top + TILE_ROWS, left : left + TILE_COLUMNS]
+            weights = _common_weights(query, gallery, slice(top, top + TILE_ROWS), slice(left, left + TILE_COLUMNS))
             with np.errstate(divide="ignore", invalid="ignore"):
                 np.divide(target, weights, out=target)
             np.subtract(1, target, out=target)
@@ -211,7 +211,7 @@ def rank_ensemble(
         query.camera_ids,
         GalleryIdentities(gallery.vehicle_ids, gallery.camera_ids),
         remove_junk=remove_junk,
-        memory_budget_bytes=memory_budget_bytes - 4 * widest * (TILE_GALLERY + TILE_QUERIES),
+        memory_budget_bytes=memory_budget_bytes - 4 * widest * (TILE_COLUMNS + TILE_ROWS),
         progress=progress,
     )
 

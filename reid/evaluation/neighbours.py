@@ -16,14 +16,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from reid.evaluation.counting import Float32Array, Int64Array
-from reid.evaluation.distances import cosine_distances
+from reid.evaluation.counting import BoolArray, Float32Array, Int64Array
+from reid.evaluation.distances import TILE_COLUMNS, TILE_ROWS, padded, tile_distances
 
 Int32Array = NDArray[np.int32]
 
-BLOCK: Final = 512
-"""Images are compared block with block, in one tile: high enough for a fast product, small enough that little is
-computed twice on the diagonal."""
 _LEAST_SCALE: Final = np.float32(1e-6)
 """Distances are divided by the farthest one, which is rounding only when all images are the same."""
 _NOBODY: Final = np.iinfo(np.int64).max
@@ -73,7 +70,7 @@ class Neighbours:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PartialNeighbours:
-    """What some pairs of blocks say about the neighbours of all images."""
+    """What some tiles say about the neighbours of all images."""
 
     keys: Int64Array
     """(N, K) the nearest so far in any order: distance as a sortable number in the upper half, image in the lower."""
@@ -82,7 +79,7 @@ class PartialNeighbours:
 
     @staticmethod
     def join(parts: Sequence[PartialNeighbours]) -> Neighbours:
-        """The neighbours that all pairs of blocks together give, however they were split."""
+        """The neighbours that all tiles together give, however they were split."""
         width = parts[0].keys.shape[1]
         keys = np.concatenate([part.keys for part in parts], axis=1) if len(parts) > 1 else parts[0].keys
         keys = np.sort(np.partition(keys, width - 1, axis=1)[:, :width], axis=1)
@@ -93,37 +90,63 @@ class PartialNeighbours:
         )
 
 
-def block_pairs(num_images: int) -> Int64Array:
-    """(P, 2) pairs of blocks that together compare each two images; those on the diagonal come first.
+def triangle_tiles(num_images: int) -> Int64Array:
+    """(T, 2) first row and first column of the tiles that together compare each two images.
 
-    >>> block_pairs(3 * BLOCK).tolist()
-    [[0, 0], [1, 1], [2, 2], [0, 1], [0, 2], [1, 2]]
+    The diagonal comes first; the columns of its tiles hold the images of their rows and some before them, so those are
+    compared twice. The others come column by column.
+
+    >>> triangle_tiles(1500).tolist()
+    [[0, 0], [256, 0], [512, 0], [768, 0], [1024, 1024], [1280, 1024], [0, 1024], [256, 1024], [512, 1024], [768, 1024]]
     """
-    blocks = np.arange(-(-num_images // BLOCK))
-    return np.concatenate([np.stack((blocks, blocks), axis=1), np.stack(np.triu_indices(len(blocks), 1), axis=1)])
+    rows, columns = np.arange(0, num_images, TILE_ROWS), np.arange(0, num_images, TILE_COLUMNS)
+    tiles = np.stack(np.meshgrid(rows, columns), axis=-1).reshape(-1, 2)
+    on_diagonal = _is_on_diagonal(tiles)
+    return np.concatenate([tiles[on_diagonal], tiles[~on_diagonal & (tiles[:, 0] < tiles[:, 1])]])
 
 
-def neighbours_in_pairs(images: Images, num_neighbours: int, pairs: Int64Array) -> PartialNeighbours:
-    """The nearest images within some pairs of blocks; `PartialNeighbours.join` puts the workers' parts together.
+def neighbours_in_tiles(
+    images: Images, num_neighbours: int, tiles: Int64Array, kept: Float32Array | None = None
+) -> PartialNeighbours:
+    """The nearest images within some tiles; `PartialNeighbours.join` puts the workers' parts together.
 
     Needs about 20 MB beside 8 bytes a neighbour and image.
 
     Args:
         images: All images, of length-1 features.
         num_neighbours: K, at most the number of images.
-        pairs: (P, 2) some of `block_pairs`.
+        tiles: (T, 2) some of `triangle_tiles`.
+        kept: (Q, G) to write the distances of queries to the gallery into, as far as these tiles hold them.
     """
     nearest = _Nearest(len(images), num_neighbours)
-    memory = np.empty(BLOCK * BLOCK, np.float32)
-    for top, left in (pairs * BLOCK).tolist():
-        rows = images.block(top, min(top + BLOCK, len(images)))
-        columns = images.block(left, min(left + BLOCK, len(images)))
-        tile = memory[: len(rows) * len(columns)].reshape(len(rows), len(columns))
-        cosine_distances(rows, columns, out=tile, tile=(BLOCK, BLOCK))
+    memory = np.empty(TILE_ROWS * TILE_COLUMNS, np.float32)
+    last = None
+    for (top, left), on_diagonal in zip(tiles.tolist(), _is_on_diagonal(tiles).tolist(), strict=True):
+        bottom, right = min(top + TILE_ROWS, len(images)), min(left + TILE_COLUMNS, len(images))
+        if left != last:
+            columns, last = padded(images.block(left, right), TILE_COLUMNS), left
+        tile = memory[: (bottom - top) * (right - left)].reshape(bottom - top, right - left)
+        tile_distances(padded(images.block(top, bottom), TILE_ROWS), columns, tile)
         nearest.add_to_rows(tile, top, left)
-        if top != left:
+        if kept is not None:
+            _keep(tile, top, left, kept)
+        if not on_diagonal:
             nearest.add_to_columns(tile, top, left)
     return PartialNeighbours(keys=nearest.keys, farthest=nearest.farthest)
+
+
+def _keep(tile: Float32Array, top: int, left: int, kept: Float32Array) -> None:
+    """Copies the part of a tile whose rows are queries and whose columns are gallery images."""
+    num_queries = len(kept)
+    rows, first = tile[: max(0, num_queries - top)], max(0, num_queries - left)
+    columns = slice(left + first - num_queries, left + tile.shape[1] - num_queries)
+    if len(rows) and first < tile.shape[1]:
+        kept[top : top + len(rows), columns] = rows[:, first:]
+
+
+def _is_on_diagonal(tiles: Int64Array) -> BoolArray:
+    on_diagonal: BoolArray = tiles[:, 0] // TILE_COLUMNS == tiles[:, 1] // TILE_COLUMNS
+    return on_diagonal
 
 
 class _Nearest:

@@ -31,8 +31,8 @@ from reid.evaluation.neighbours import (
     Int32Array,
     Neighbours,
     PartialNeighbours,
-    block_pairs,
-    neighbours_in_pairs,
+    neighbours_in_tiles,
+    triangle_tiles,
 )
 from reid.evaluation.rerank_config import RerankConfig
 
@@ -77,7 +77,9 @@ class Encodings:
         )
 
 
-def rerank(query: Float32Array, gallery: Float32Array, config: RerankConfig) -> Reranking:
+def rerank(
+    query: Float32Array, gallery: Float32Array, config: RerankConfig, kept: Float32Array | None = None
+) -> Reranking:
     """All steps in one process.
 
     Needs, beside the features, some 50 MB and about 40 bytes for each entry of the expanded encodings (at VeRi-776 size
@@ -87,14 +89,15 @@ def rerank(query: Float32Array, gallery: Float32Array, config: RerankConfig) -> 
         query: (Q, D) features of length 1.
         gallery: (G, D) features of length 1.
         config: How much is re-ranked.
+        kept: (Q, G) to write the cosine distances of the queries to the gallery into, which are met on the way.
 
     Raises:
         ValueError: `k1` is not smaller than the number of images.
     """
     config.check_size(len(query) + len(gallery))
     images = Images(query, gallery)
-    pairs = block_pairs(len(images))
-    neighbours = PartialNeighbours.join([neighbours_in_pairs(images, config.k1 + 1, pairs)])
+    tiles = triangle_tiles(len(images))
+    neighbours = PartialNeighbours.join([neighbours_in_tiles(images, config.k1 + 1, tiles, kept)])
     encodings = encode(images, neighbours, config.k1, 0, len(images))
     expanded = expand(encodings, neighbours, config.k2, 0, len(images))
     return Reranking(
@@ -235,9 +238,9 @@ class Reranking:
             first_index: Of the first column.
         """
         scales = np.float32(self._weight) / self._farthest[first_query : first_query + len(block)]
-        block *= scales[:, None]
-        block += np.float32(1 - self._weight)
         for row, line in enumerate(block):
+            line *= scales[row]
+            line += np.float32(1 - self._weight)
             indices, similarities = self.similarities(first_query + row)
             begin, end = np.searchsorted(indices, (first_index, first_index + len(line)))
             line[indices[begin:end] - first_index] -= ((1 - self._weight) * similarities[begin:end]).astype(np.float32)

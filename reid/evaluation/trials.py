@@ -9,7 +9,7 @@ from typing import TypeGuard
 import numpy as np
 
 from reid.contracts import Embeddings
-from reid.evaluation.distances import Progress, rank_before_and_after, rank_blocks
+from reid.evaluation.distances import LEAST_BUDGET_BYTES, Progress, rank_before_and_after, rank_blocks
 from reid.evaluation.extract import select_embeddings
 from reid.evaluation.metrics import RetrievalMetrics, summarise
 from reid.evaluation.protocols import Trial
@@ -59,23 +59,59 @@ def evaluate_trials(
     Raises:
         ValueError: A trial has too few images for the re-ranking.
     """
-    ranks = []
-    for trial in trials:
-        query = select_embeddings(embeddings if queries is None else queries, trial.query_rows)
-        gallery = select_embeddings(embeddings, trial.gallery_rows)
-        if not changes_ranks(rerank_config):
-            base = rank_blocks(
-                query, gallery, remove_junk=trial.remove_junk, memory_budget_bytes=memory_budget_bytes,
-                progress=progress,
-            )  # fmt: skip
-            ranks.append(TrialRanks(base=base, reranked=None if rerank_config is None else base))
-            continue
-        base, reranked = rank_before_and_after(
-            query, gallery, rerank(query.features, gallery.features, rerank_config).apply,
-            remove_junk=trial.remove_junk, memory_budget_bytes=memory_budget_bytes, progress=progress,
-        )  # fmt: skip
-        ranks.append(TrialRanks(base=base, reranked=reranked))
-    return ranks
+    return [
+        rank_queries(
+            select_embeddings(embeddings if queries is None else queries, trial.query_rows),
+            select_embeddings(embeddings, trial.gallery_rows),
+            remove_junk=trial.remove_junk,
+            rerank_config=rerank_config,
+            memory_budget_bytes=memory_budget_bytes,
+            progress=progress,
+        )
+        for trial in trials
+    ]
+
+
+def rank_queries(
+    query: Embeddings,
+    gallery: Embeddings,
+    *,
+    remove_junk: bool,
+    rerank_config: RerankConfig | None = None,
+    memory_budget_bytes: int = 2**30,
+    progress: Progress | None = None,
+) -> TrialRanks:
+    """The ranks of queries, and those after re-ranking where that is asked for.
+
+    Where all distances of queries to the gallery take no more than half of the budget, re-ranking keeps those that it
+    meets while it looks for neighbours, instead of computing them again.
+
+    Args:
+        query: Features of all queries; without re-ranking of any of them.
+        gallery: Features of the gallery.
+        remove_junk: Take out entries with the query's identity and camera.
+        rerank_config: Also rank after re-ranking.
+        memory_budget_bytes: For distances and their ranking.
+        progress: Called after each block of queries.
+
+    Raises:
+        ValueError: There are too few images for the re-ranking, or features do not fit each other.
+    """
+    if not changes_ranks(rerank_config):
+        base = rank_blocks(
+            query, gallery, remove_junk=remove_junk, memory_budget_bytes=memory_budget_bytes, progress=progress
+        )
+        return TrialRanks(base=base, reranked=None if rerank_config is None else base)
+    kept = None
+    half = memory_budget_bytes // 2
+    if 4 * len(query) * len(gallery) <= half and half >= LEAST_BUDGET_BYTES:
+        kept, memory_budget_bytes = np.empty((len(query), len(gallery)), np.float32), half
+    change = rerank(query.features, gallery.features, rerank_config, kept).apply
+    base, reranked = rank_before_and_after(
+        query, gallery, change, kept, remove_junk=remove_junk, memory_budget_bytes=memory_budget_bytes,
+        progress=progress,
+    )  # fmt: skip
+    return TrialRanks(base=base, reranked=reranked)
 
 
 def check_reranking(config: RerankConfig | None, trials: Sequence[Trial]) -> None:

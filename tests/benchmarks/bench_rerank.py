@@ -3,19 +3,18 @@
     python -m tests.benchmarks.bench_rerank [--repeats 3] [--common FOLDER] [--output FILE]
     python -m tests.benchmarks.bench_rerank --queries 500 --gallery 3000         # quick
 
-From 2,048-dimensional features to the re-ranked distances of all queries (ours: to the ranks of all positives, before
-and after). The dense one is written the way it is everywhere: all N x N distances, a full argsort, a loop over the
+All start at the 2,048-dimensional features of queries and gallery and end at the re-ranked distances of all queries to
+the gallery. The dense one is written the way it is everywhere: all N x N distances, a full argsort, a loop over the
 images, dense vectors; float32. Every measurement is a process of its own with one thread, rounds alternate: CPU-seconds
 (user and system) and the peak of its memory above what it held when the features were loaded. The features are clusters
 of vehicles with four views each.
 
 With `--common FOLDER`, where fast-reid's `rerank.py` lies, that implementation (the authors' code, used everywhere) is
-measured in the same rounds: from the Euclidean distances of every two images on, which it is given and which do not
-count, while ours starts at the features.
+measured in the same rounds, the three matrices of Euclidean distances that it is given included.
 
-`base` is what an evaluation without re-ranking costs, `added` what re-ranking adds to it. `product` is the part in
-which features are multiplied, and both implementations begin with it: ours each two once, extrapolated from some tiles,
-the dense one all N x N. "Beside the product" compares what follows, each without its own.
+`product` is the part in which features are multiplied: ours each two once, extrapolated from some tiles, the dense one
+and the common one all N x N. "Beside the product" compares what follows, each without its own. `evaluation` is ours
+from features to the ranks of all positives before and after, `without` the same without re-ranking.
 """
 
 from __future__ import annotations
@@ -103,53 +102,64 @@ def measure_here(
     """One measurement, in a process that does nothing else."""
     arrays = {path.stem: np.load(path) for path in folder.glob("*.npy")}
     query, gallery = arrays["query"], arrays["gallery"]
+    from reid.evaluation.metrics import summarise
+    from reid.evaluation.ranking import rank_positives
+
     match kind:
         case "ours":
             from reid.contracts import Embeddings
-            from reid.evaluation.distances import rank_before_and_after, rank_blocks
-            from reid.evaluation.metrics import summarise
             from reid.evaluation.rerank import rerank
             from reid.evaluation.rerank_config import RerankConfig
-        case "dense" | "common":
-            from reid.evaluation.metrics import summarise
-            from reid.evaluation.ranking import rank_positives
+            from reid.evaluation.trials import rank_queries
+
+            config = RerankConfig(k1=k1, k2=k2, weight=weight)
+
+            def run(query: np.ndarray, gallery: np.ndarray) -> np.ndarray:
+                distances = np.empty((len(query), len(gallery)), np.float32)
+                rerank(query, gallery, config, distances).apply(distances, 0)
+                return distances
+
+        case "dense":
+
+            def run(query: np.ndarray, gallery: np.ndarray) -> np.ndarray:
+                return dense(query, gallery, k1, k2, weight)
+
+        case "common":
+            sys.path.insert(0, str(common))
+            module = importlib.import_module("rerank")
+
+            def run(query: np.ndarray, gallery: np.ndarray) -> np.ndarray:
+                given = [_euclidean(*pair) for pair in ((query, gallery), (query, query), (gallery, gallery))]
+                figures["product"] = _cpu_seconds() - began
+                return module.re_ranking(*given, k1, k2, weight)
+
+    figures: dict[str, float] = {}
+    began = _cpu_seconds()
+    run(query[:50], gallery[:450])  # what is loaded and set up once is not counted
     rng = np.random.default_rng(0)
     codes = [arrays["query_ids"], rng.integers(0, NUM_CAMERAS, len(query))]
     codes += [arrays["gallery_ids"], rng.integers(0, NUM_CAMERAS, len(gallery))]
-    figures = {}
+    held, began = _memory_mb("VmRSS"), _cpu_seconds()
+    distances = run(query, gallery)
+    seconds, peak = _cpu_seconds() - began, _memory_mb("VmHWM") - held
+    figures["mAP+RR"] = summarise(rank_positives(np.ascontiguousarray(distances), *codes)).mAP
     match kind:
         case "ours":
-            held, config = _memory_mb("VmRSS"), RerankConfig(k1=k1, k2=k2, weight=weight)
+            figures["product"] = _product_seconds(gallery, len(query) + len(gallery))
             sets = [
                 Embeddings(features=features, vehicle_ids=ids, camera_ids=cameras, samples=np.arange(len(features)))
                 for features, ids, cameras in ((query, *codes[:2]), (gallery, *codes[2:]))
             ]
-            began = _cpu_seconds()
-            rank_blocks(*sets, remove_junk=True, memory_budget_bytes=64 << 20)
-            figures["base"] = _cpu_seconds() - began
-            began = _cpu_seconds()
-            change = rerank(query, gallery, config).apply
-            ranks = rank_before_and_after(*sets, change, remove_junk=True, memory_budget_bytes=64 << 20)
-            seconds, peak = _cpu_seconds() - began, _memory_mb("VmHWM") - held
-            figures["product"] = _product_seconds(gallery, len(query) + len(gallery))
-            figures["mAP"], figures["mAP+RR"] = (summarise(rank).mAP for rank in ranks)
+            for name, asked in (("without", None), ("evaluation", config)):
+                began = _cpu_seconds()
+                ranks = rank_queries(*sets, remove_junk=True, rerank_config=asked)
+                figures[name] = _cpu_seconds() - began
+            figures["mAP"] = summarise(ranks.base).mAP
+            assert summarise(ranks.reranked).mAP == figures["mAP+RR"]
         case "dense":
-            held, began = _memory_mb("VmRSS"), _cpu_seconds()
-            distances = dense(query, gallery, k1, k2, weight)
-            seconds, peak = _cpu_seconds() - began, _memory_mb("VmHWM") - held
-            figures["mAP+RR"] = summarise(rank_positives(distances, *codes)).mAP
             features, began = np.concatenate((query, gallery)), _cpu_seconds()
             features @ features.T
             figures["product"] = _cpu_seconds() - began
-        case "common":
-            sys.path.insert(0, str(common))
-            module = importlib.import_module("rerank")
-            pairs = ((query, gallery), (query, query), (gallery, gallery))
-            given = [_euclidean(*pair) for pair in pairs]
-            held, began = _memory_mb("VmRSS"), _cpu_seconds()
-            distances = module.re_ranking(*given, k1, k2, weight)
-            seconds, peak = _cpu_seconds() - began, _memory_mb("VmHWM") - held
-            figures["mAP+RR"] = summarise(rank_positives(np.ascontiguousarray(distances), *codes)).mAP
     return {"seconds": seconds, "peak_mb": peak, **figures}
 
 
@@ -164,16 +174,19 @@ def _euclidean(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
 
 def _product_seconds(features: np.ndarray, num_images: int, num_tiles: int = 20) -> float:
     """CPU-seconds of the products alone that the neighbours of so many images need."""
-    from reid.evaluation.neighbours import BLOCK, block_pairs
+    from reid.evaluation.distances import TILE_COLUMNS, TILE_ROWS
+    from reid.evaluation.neighbours import triangle_tiles
     from reid.products import row_products
 
-    rows = torch.from_numpy(features[:BLOCK])
-    padded = torch.nn.functional.pad(rows, (0, 0, 0, BLOCK - len(rows)))
-    row_products(padded, padded)
+    generator = np.random.default_rng(0)
+    rows, columns = (
+        torch.from_numpy(features[generator.integers(0, len(features), size)]) for size in (TILE_ROWS, TILE_COLUMNS)
+    )
+    row_products(rows, columns)
     began = _cpu_seconds()
     for _ in range(num_tiles):
-        row_products(padded, padded)
-    return (_cpu_seconds() - began) / num_tiles * len(block_pairs(num_images))
+        row_products(rows, columns)
+    return (_cpu_seconds() - began) / num_tiles * len(triangle_tiles(num_images))
 
 
 def _cpu_seconds() -> float:
@@ -212,22 +225,35 @@ def compare(folder: Path, k1: int, k2: int, weight: float, repeats: int, common:
             "spread": timing.spread,
             "peak_mb": max(each[kind]["peak_mb"] for each in rounds),
         }
-    result["ours"]["base"] = median(each["ours"]["base"] for each in rounds)
-    for kind in ("ours", "dense"):
-        result[kind]["product"] = median(each[kind]["product"] for each in rounds)
-    result["times_faster"] = median(each["dense"]["seconds"] / each["ours"]["seconds"] for each in rounds)
-    added = [(each["dense"]["seconds"], each["ours"]["seconds"] - each["ours"]["base"], each) for each in rounds]
-    result["times_faster_added"] = median(dense / ours for dense, ours, _ in added)
-    result["times_faster_beside_product"] = median(
-        (dense - each["dense"]["product"]) / (ours - each["ours"]["product"]) for dense, ours, each in added
-    )
-    result["times_less_memory"] = result["dense"]["peak_mb"] / result["ours"]["peak_mb"]
-    if common is not None:
-        result["times_faster_than_common"] = median(
-            each["common"]["seconds"] / each["ours"]["seconds"] for each in rounds
+    for name in ("product", "without", "evaluation"):
+        for kind in kinds:
+            if name in result[kind]:
+                result[kind][name] = median(each[kind][name] for each in rounds)
+    for kind in kinds[1:]:
+        pairs = [(each[kind], each["ours"]) for each in rounds]
+        result[kind]["times_faster"] = median(other["seconds"] / ours["seconds"] for other, ours in pairs)
+        result[kind]["times_faster_beside_product"] = median(
+            (other["seconds"] - other["product"]) / (ours["seconds"] - ours["product"]) for other, ours in pairs
         )
-        result["times_less_memory_than_common"] = result["common"]["peak_mb"] / result["ours"]["peak_mb"]
+        result[kind]["times_less_memory"] = result[kind]["peak_mb"] / result["ours"]["peak_mb"]
     return result
+
+
+def describe(figures: dict[str, float]) -> str:
+    """One line about one implementation."""
+    text = (
+        f"{figures['seconds']:.2f} CPU-s +-{100 * figures['spread']:.0f} % (product {figures['product']:.2f}), "
+        f"{figures['peak_mb']:,.0f} MB, mAP {100 * figures['mAP+RR']:.2f}"
+    )
+    if "evaluation" in figures:
+        return text + (
+            f", without re-ranking {100 * figures['mAP']:.2f}; an evaluation {figures['evaluation']:.2f} CPU-s, "
+            f"without re-ranking {figures['without']:.2f}"
+        )
+    return text + (
+        f"; ours {figures['times_faster']:.1f}x faster, {figures['times_faster_beside_product']:.1f}x beside the "
+        f"product, {figures['times_less_memory']:.1f}x less memory"
+    )
 
 
 def main() -> None:
@@ -259,24 +285,8 @@ def main() -> None:
         for k1, k2, weight in SETTINGS:
             row = compare(folder, k1, k2, weight, arguments.repeats, arguments.common)
             results[f"{k1}/{k2}/{weight}"] = row
-            ours, other = row["ours"], row["dense"]
-            print(
-                f"{k1}/{k2}/{weight}: ours {ours['seconds']:.2f} CPU-s +-{100 * ours['spread']:.0f} % "
-                f"(base {ours['base']:.2f}, product {ours['product']:.2f}) {ours['peak_mb']:.0f} MB, "
-                f"dense {other['seconds']:.2f} CPU-s (product {other['product']:.2f}) {other['peak_mb']:,.0f} MB: "
-                f"{row['times_faster']:.1f}x faster, "
-                f"{row['times_faster_added']:.1f}x what is added, {row['times_faster_beside_product']:.1f}x beside the "
-                f"product, {row['times_less_memory']:.1f}x less memory; "
-                f"mAP {100 * ours['mAP']:.2f} -> {100 * ours['mAP+RR']:.2f} (dense {100 * other['mAP+RR']:.2f})"
-            )
-            if arguments.common is not None:
-                common = row["common"]
-                print(
-                    f"    fast-reid's, from distances on: {common['seconds']:.2f} CPU-s "
-                    f"+-{100 * common['spread']:.0f} %, {common['peak_mb']:,.0f} MB, mAP {100 * common['mAP+RR']:.2f}: "
-                    f"ours {row['times_faster_than_common']:.1f}x faster, "
-                    f"{row['times_less_memory_than_common']:.1f}x less memory"
-                )
+            for kind, figures in row.items():
+                print(f"{k1}/{k2}/{weight} {kind}: {describe(figures)}")
     if arguments.output:
         write_result(arguments.output, "rerank", results)
 

@@ -10,8 +10,9 @@ import pytest
 
 from reid.evaluation import distances as module
 from reid.evaluation.distances import (
-    TILE_GALLERY,
-    TILE_QUERIES,
+    LEAST_BUDGET_BYTES,
+    TILE_COLUMNS,
+    TILE_ROWS,
     WORKING_BYTES,
     block_shape,
     cosine_distances,
@@ -23,8 +24,6 @@ from reid.evaluation.extract import select_embeddings
 from reid.evaluation.metrics import summarise
 from reid.evaluation.ranking import PositiveRanks, rank_positives
 from tests.unit.evaluation.small_sets import random_embeddings
-
-SMALLEST = WORKING_BYTES + 4 * TILE_QUERIES * TILE_GALLERY
 
 
 def test_distances_agree_with_float64():
@@ -74,10 +73,10 @@ def test_one_block_ranks_as_its_distances(pair, whole):
     assert 0.1 < summarise(whole).mAP < 0.99
 
 
-@pytest.mark.parametrize("extra", [0, 4 * TILE_QUERIES * TILE_GALLERY, 4 * 64 * 5000, 4 * 128 * 5000])
+@pytest.mark.parametrize("extra", [0, 4 * TILE_ROWS * TILE_COLUMNS, 4 * 80 * 5000, 4 * 140 * 5000])
 def test_ranks_do_not_depend_on_the_memory_budget(pair, whole, extra):
-    shape = block_shape(len(pair[0]), len(pair[1]), SMALLEST + extra)
-    ranks = rank_blocks(*pair, remove_junk=True, memory_budget_bytes=SMALLEST + extra)
+    shape = block_shape(len(pair[0]), len(pair[1]), LEAST_BUDGET_BYTES + extra)
+    ranks = rank_blocks(*pair, remove_junk=True, memory_budget_bytes=LEAST_BUDGET_BYTES + extra)
     assert shape != (len(pair[0]), len(pair[1]))
     assert np.array_equal(ranks.ranks, whole.ranks)
     assert np.array_equal(ranks.num_kept, whole.num_kept)
@@ -94,18 +93,34 @@ def test_the_budget_is_kept_for_a_gallery_that_does_not_fit():
     query, gallery = random_embeddings(5, 130, dim=8, num_ids=900), random_embeddings(6, 60_000, dim=8, num_ids=900)
     features = query.features.nbytes + gallery.features.nbytes
     tracemalloc.start()
-    ranks = rank_blocks(query, gallery, remove_junk=True, memory_budget_bytes=SMALLEST)
+    ranks = rank_blocks(query, gallery, remove_junk=True, memory_budget_bytes=LEAST_BUDGET_BYTES)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert block_shape(130, 60_000, SMALLEST)[1] < 60_000
+    assert block_shape(130, 60_000, LEAST_BUDGET_BYTES)[1] < 60_000
     assert len(ranks.ranks) > 0
-    assert peak < SMALLEST + features
+    assert peak < LEAST_BUDGET_BYTES + features
 
 
 def test_progress_counts_queries(pair):
     seen = []
-    rank_blocks(*pair, remove_junk=True, memory_budget_bytes=SMALLEST, progress=lambda *now: seen.append(now))
-    assert seen == [(64, 200), (128, 200), (192, 200), (200, 200)]
+    budget = WORKING_BYTES + 4 * 130 * 5000
+    rank_blocks(*pair, remove_junk=True, memory_budget_bytes=budget, progress=lambda *now: seen.append(now))
+    assert seen == [(130, 200), (200, 200)]
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "expected"),
+    [
+        (127, (256, 2 * TILE_COLUMNS)),  # so few full rows would waste more than cutting them does
+        (128, (128, 4500)),
+        (255, (255, 4500)),
+        (511, (256, 4500)),
+        (512, (512, 4500)),
+        (700, (700, 4500)),
+    ],
+)
+def test_full_rows_come_in_whole_tiles_where_a_tile_fits(num_rows, expected):
+    assert block_shape(700, 4500, WORKING_BYTES + 4 * num_rows * 4500) == expected
 
 
 def test_too_small_a_budget_is_refused_with_the_least():

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from reid.evaluation.distances import TILE_GALLERY, TILE_QUERIES, WORKING_BYTES, rank_blocks
+from reid.evaluation.distances import LEAST_BUDGET_BYTES, TILE_COLUMNS, TILE_ROWS, rank_blocks
 from reid.evaluation.ensemble import ensemble_distances, join_members, rank_ensemble, select_images
 from reid.evaluation.extract import select_embeddings
 from tests.reference import ensemble as reference
@@ -134,8 +134,8 @@ def test_neither_budget_nor_split_changes_a_distance_or_a_rank():
     moved = ensemble_distances(select_images(ensemble, rows[7:9]), select_images(ensemble, rows[150:][order]))
     assert np.array_equal(moved, whole[7:9][:, order])
     expected = rank_ensemble(query, gallery, remove_junk=True)
-    features = 4 * 12 * (TILE_GALLERY + TILE_QUERIES)
-    smallest = WORKING_BYTES + 4 * TILE_QUERIES * TILE_GALLERY + features
+    features = 4 * 12 * (TILE_COLUMNS + TILE_ROWS)
+    smallest = LEAST_BUDGET_BYTES + features
     actual = rank_ensemble(query, gallery, remove_junk=True, memory_budget_bytes=smallest)
     assert np.array_equal(actual.ranks, expected.ranks)
     with pytest.raises(ValueError, match="memory budget"):

@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 
 from reid.evaluation.distances import cosine_distances
-from reid.evaluation.neighbours import BLOCK, Images, PartialNeighbours, block_pairs, neighbours_in_pairs
+from reid.evaluation.neighbours import Images, PartialNeighbours, neighbours_in_tiles, triangle_tiles
 from tests.unit.evaluation.small_sets import random_embeddings
 
 
 def neighbours_of(query, gallery, num_neighbours, num_parts=1):
     images = Images(query, gallery)
-    parts = np.array_split(block_pairs(len(images)), num_parts)
-    return PartialNeighbours.join([neighbours_in_pairs(images, num_neighbours, part) for part in parts])
+    parts = np.array_split(triangle_tiles(len(images)), num_parts)
+    return PartialNeighbours.join([neighbours_in_tiles(images, num_neighbours, part) for part in parts])
 
 
 def assert_as_sorted(query, gallery, num_neighbours, num_parts=1):
     """Compares with a stable sort of all distances, to the bit."""
     features = np.concatenate((query, gallery))
-    distances = cosine_distances(features, features, tile=(BLOCK, BLOCK))
+    distances = cosine_distances(features, features)
     order = np.argsort(distances, axis=1, kind="stable")[:, :num_neighbours]
     actual = neighbours_of(query, gallery, num_neighbours, num_parts)
     assert np.array_equal(actual.indices, order)
@@ -30,7 +30,9 @@ def assert_as_sorted(query, gallery, num_neighbours, num_parts=1):
 
 
 @pytest.mark.parametrize("num_parts", [1, 2, 5])
-@pytest.mark.parametrize(("sizes", "num_neighbours"), [((30, 300), 330), ((200, 1400), 21), ((512, 513), 81)])
+@pytest.mark.parametrize(
+    ("sizes", "num_neighbours"), [((30, 300), 330), ((200, 1400), 21), ((1024, 513), 81), ((255, 2050), 21)]
+)
 def test_neighbours_are_those_of_a_stable_sort(sizes, num_neighbours, num_parts):
     query, gallery = (random_embeddings(seed, size).features for seed, size in enumerate(sizes))
     assert_as_sorted(query, gallery, num_neighbours, num_parts)
@@ -42,6 +44,16 @@ def test_duplicates_are_ordered_by_image(num_parts):
     few = random_embeddings(1, 9).features
     query, gallery = few[generator.integers(0, 9, 100)], few[generator.integers(0, 9, 1500)]
     assert_as_sorted(query, gallery, 30, num_parts)
+
+
+@pytest.mark.parametrize("sizes", [(30, 300), (1300, 200), (1024, 513), (255, 2050), (1, 1030)])
+def test_distances_of_queries_to_the_gallery_can_be_kept(sizes):
+    query, gallery = (random_embeddings(seed, size).features for seed, size in enumerate(sizes))
+    images = Images(query, gallery)
+    kept = np.full(sizes, np.nan, np.float32)
+    for tiles in np.array_split(triangle_tiles(len(images)), 3):
+        neighbours_in_tiles(images, 5, tiles, kept)
+    assert np.array_equal(kept, cosine_distances(query, gallery))
 
 
 def test_a_block_across_queries_and_gallery_holds_both():

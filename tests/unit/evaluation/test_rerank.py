@@ -13,21 +13,21 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from reid.evaluation import rerank as module
-from reid.evaluation.distances import TILE_GALLERY, TILE_QUERIES, WORKING_BYTES, cosine_distances, normalised
+from reid.evaluation import trials
+from reid.evaluation.distances import LEAST_BUDGET_BYTES, TILE_COLUMNS, TILE_ROWS, cosine_distances, normalised
 from reid.evaluation.distances import rank_before_and_after as rank
 from reid.evaluation.extract import join_embeddings, select_embeddings
 from reid.evaluation.metrics import summarise
-from reid.evaluation.neighbours import BLOCK, Images, PartialNeighbours, block_pairs, neighbours_in_pairs
+from reid.evaluation.neighbours import Images, PartialNeighbours, neighbours_in_tiles, triangle_tiles
 from reid.evaluation.protocols import PROTOCOLS, EvaluationConfig, Trial
 from reid.evaluation.ranking import PositiveRanks
 from reid.evaluation.rerank import Encodings, Reranking, encode, expand, rerank
 from reid.evaluation.rerank_config import RerankConfig, read_reranking, usual_reranking
-from reid.evaluation.trials import evaluate_trials
+from reid.evaluation.trials import evaluate_trials, rank_queries
 from tests.reference import rerank as reference
 from tests.unit.evaluation.small_sets import random_embeddings
 
 GOLDEN = sorted((Path(__file__).resolve().parents[4] / "shared" / "golden").glob("rerank_*.npz"))
-SMALLEST = WORKING_BYTES + 4 * TILE_QUERIES * TILE_GALLERY
 
 
 def reranked(query, gallery, config):
@@ -40,7 +40,7 @@ def reranked(query, gallery, config):
 def expected_distances(query, gallery, config):
     """The same by the oracle."""
     features = np.concatenate((query, gallery))
-    distances = cosine_distances(features, features, tile=(BLOCK, BLOCK)).tolist()
+    distances = cosine_distances(features, features).tolist()
     return np.array(reference.rerank(distances, len(query), config.k1, config.k2, config.weight))
 
 
@@ -125,19 +125,37 @@ def test_re_ranking_helps_where_vehicles_form_clusters(whole):
     assert 0.2 < base < after - 0.02
 
 
-@pytest.mark.parametrize("extra", [0, 4 * TILE_QUERIES * TILE_GALLERY, 4 * 64 * 4000])
+@pytest.mark.parametrize("extra", [0, 4 * TILE_ROWS * TILE_COLUMNS, 4 * 80 * 4000])
 def test_ranks_do_not_depend_on_the_memory_budget(pair, whole, extra):
     change = rerank(pair[0].features, pair[1].features, CONFIG).apply
-    actual = rank(*pair, change, remove_junk=True, memory_budget_bytes=SMALLEST + extra)
+    actual = rank(*pair, change, remove_junk=True, memory_budget_bytes=LEAST_BUDGET_BYTES + extra)
     assert all(map(same, actual, whole))
+
+
+@pytest.mark.parametrize(
+    ("budget", "keeps"),
+    [(LEAST_BUDGET_BYTES, False), (2 * LEAST_BUDGET_BYTES - 2, False), (2 * LEAST_BUDGET_BYTES, True), (2**30, True)],
+)
+def test_ranks_do_not_depend_on_whether_distances_are_kept(pair, whole, budget, keeps, monkeypatch):
+    kept = []
+
+    def ranks(query, gallery, change, known, **options):
+        kept.append(known is not None)
+        return rank(query, gallery, change, known, **options)
+
+    monkeypatch.setattr(trials, "rank_before_and_after", ranks)
+    actual = rank_queries(*pair, remove_junk=True, rerank_config=CONFIG, memory_budget_bytes=budget)
+    assert same(actual.base, whole[0])
+    assert same(actual.reranked, whole[1])
+    assert kept == [keeps]
 
 
 @pytest.mark.parametrize("num_workers", [2, 3, 7])
 def test_ranks_do_not_depend_on_the_split_over_workers(pair, whole, num_workers):
     query, gallery = pair
     images = Images(query.features, gallery.features)
-    pairs = np.array_split(block_pairs(len(images)), num_workers)
-    neighbours = PartialNeighbours.join([neighbours_in_pairs(images, CONFIG.k1 + 1, some) for some in pairs])
+    tiles = np.array_split(triangle_tiles(len(images)), num_workers)
+    neighbours = PartialNeighbours.join([neighbours_in_tiles(images, CONFIG.k1 + 1, some) for some in tiles])
     edges = np.linspace(0, len(images), num_workers + 1).astype(int).tolist()
     ranges = list(pairwise(edges))
     encodings = Encodings.join([encode(images, neighbours, CONFIG.k1, *some) for some in ranges])
