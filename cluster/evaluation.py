@@ -20,16 +20,17 @@ import torch
 from numpy.typing import NDArray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
+from cluster.error_words import words_of
+from cluster.progress_board import ProgressBoard
 from cluster.ranking import rank_trial
 from cluster.resources import threads_for
-from cluster.slices import Allowance, start_slice
-from reid.build.checkpoints import identify_checkpoint
+from cluster.slices import Allowance, run_slices
+from reid.build.checkpoints import EvaluatedCheckpoint, identify_checkpoint
 from reid.build.data import open_data
 from reid.build.evaluation import (
     Evaluation,
-    conclude,
     embed_rows,
-    evaluation_trials,
+    evaluate_all,
     load_trained_model,
 )
 from reid.build.keypoint_evaluation import (
@@ -45,8 +46,9 @@ from reid.data.occlusion import OcclusionConfig
 from reid.data.shard_set import ShardSet
 from reid.evaluation.extract import join_embeddings
 from reid.evaluation.keypoint_prediction import PredictedPeaks, join_peaks
-from reid.evaluation.protocols import Trial, rows_of_trials
+from reid.evaluation.protocols import Trial
 from reid.evaluation.trials import TrialRanks
+from reid.progress import Stages, untold
 from reid.storage import open_location
 
 
@@ -94,6 +96,8 @@ def _failures_in_words() -> Iterator[None]:
         raise EvaluationFailed(str(cause).strip() or type(cause).__name__) from error
     except (RayError, TimeoutError) as error:
         raise EvaluationFailed(str(error).strip().splitlines()[0]) from error
+    except (ValueError, OSError) as error:  # of the coordinator itself, in this process
+        raise EvaluationFailed(words_of(error)) from error
 
 
 def start_evaluation(experiment: AnyExperiment, checkpoint: str, name: str = "") -> PendingEvaluation:
@@ -108,13 +112,34 @@ def evaluate_checkpoint(experiment: AnyExperiment, checkpoint: str, name: str = 
     Raises:
         EvaluationFailed: It failed, or took longer than its limit.
     """
-    evaluation = start_evaluation(experiment, checkpoint, name).result(None)
-    assert evaluation is not None
-    return evaluation
+    return evaluate_protocols([experiment], checkpoint, name)[0]
+
+
+def evaluate_protocols(
+    experiments: Sequence[AnyExperiment], checkpoint: str, name: str = "", stages: Stages = untold
+) -> list[Evaluation]:
+    """Evaluates a checkpoint folder under several protocols, on evaluation workers, and waits.
+
+    Args:
+        experiments: They differ in protocol and re-ranking only; a keypoint detector's is one.
+        checkpoint: Address of the folder.
+        name: For tables.
+        stages: Told how far it is.
+
+    Raises:
+        EvaluationFailed: It failed, or a protocol took longer than its limit.
+    """
+    with _failures_in_words():
+        return _evaluate(experiments, checkpoint, name or experiments[0].name, _board(stages))
 
 
 def evaluate_occluded(
-    experiment: ReidExperiment, checkpoint: str, severities: Sequence[float], seed: int, name: str = ""
+    experiment: ReidExperiment,
+    checkpoint: str,
+    severities: Sequence[float],
+    seed: int,
+    name: str = "",
+    stages: Stages = untold,
 ) -> tuple[SeverityResult, ...]:
     """Evaluates a checkpoint folder on clean and on occluded queries, on evaluation workers, and waits.
 
@@ -122,56 +147,65 @@ def evaluate_occluded(
         EvaluationFailed: It failed, or a severity took longer than the limit.
     """
     occlusions = [OcclusionConfig(severity=severity, seed=seed) for severity in severities]
-    plain = experiment.model_dump(mode="json")
-    with _failures_in_words():
-        results: tuple[SeverityResult, ...] = ray.get(
-            _coordinate_occluded.remote(plain, checkpoint, occlusions, name or experiment.name)
-        )
-        return results
-
-
-@ray.remote(num_cpus=0, max_retries=2)
-def _coordinate(experiment_json: dict[str, Any], checkpoint: str, name: str) -> Evaluation:
-    began = time.monotonic()
-    experiment = experiment_of(experiment_json)
-    with open_data(experiment, verify="sizes") as shards:
-        match experiment:
-            case KeypointExperiment():
-                return _coordinate_detector(experiment, shards, checkpoint, name, began)
-            case _:
-                return _coordinate_retrieval(experiment, shards, checkpoint, name, began)
-
-
-def _coordinate_retrieval(
-    experiment: ReidExperiment, shards: ShardSet, checkpoint: str, name: str, began: float
-) -> Evaluation:
-    trained = identify_checkpoint(open_location(checkpoint))
-    trials = evaluation_trials(experiment, shards)
-    allowance = Allowance(experiment.cluster.evaluation_timeout_seconds)
-    embeddings = join_embeddings(_in_slices(_embed, experiment, checkpoint, rows_of_trials(trials), allowance))
-    ranks = [rank_trial(experiment, trial, embeddings, embeddings, allowance) for trial in trials]
-    return conclude(experiment, trained, shards, trials, ranks, embeddings, name=name, seconds=time.monotonic() - began)
-
-
-@ray.remote(num_cpus=0, max_retries=2)
-def _coordinate_occluded(
-    experiment_json: dict[str, Any], checkpoint: str, occlusions: Sequence[OcclusionConfig], name: str
-) -> tuple[SeverityResult, ...]:
-    experiment = experiment_of(experiment_json)
-    assert not isinstance(experiment, KeypointExperiment), "the caller has a retrieval run"
-    allowance = Allowance(experiment.cluster.evaluation_timeout_seconds)
+    allowance, board = Allowance(experiment.cluster.evaluation_timeout_seconds), _board(stages)
 
     def embed(rows: NDArray[np.int64], occlusion: OcclusionConfig | None) -> Embeddings:
         nonlocal allowance
         allowance = Allowance(experiment.cluster.evaluation_timeout_seconds)  # of each severity
-        return join_embeddings(_in_slices(_embed, experiment, checkpoint, rows, allowance, occlusion))
+        return join_embeddings(_in_slices(_embed, experiment, checkpoint, rows, allowance, occlusion, board=board))
 
     def rank(trials: Sequence[Trial], queries: Embeddings, gallery: Embeddings) -> Sequence[TrialRanks]:
-        return [rank_trial(experiment, trial, queries, gallery, allowance) for trial in trials]
+        return [rank_trial(experiment, trial, queries, gallery, allowance, board) for trial in trials]
 
-    with open_data(experiment, verify="sizes") as shards:
+    with _failures_in_words(), open_data(experiment, verify="sizes") as shards:
         trained = identify_checkpoint(open_location(checkpoint))
-        return evaluate_severities(experiment, trained, shards, occlusions, embed=embed, rank=rank, name=name)
+        return evaluate_severities(
+            experiment, trained, shards, occlusions, embed=embed, rank=rank, name=name or experiment.name
+        )
+
+
+@ray.remote(num_cpus=0, max_retries=2)
+def _coordinate(experiment_json: dict[str, Any], checkpoint: str, name: str) -> Evaluation:
+    return _evaluate([experiment_of(experiment_json)], checkpoint, name)[0]
+
+
+def _evaluate(
+    experiments: Sequence[AnyExperiment], checkpoint: str, name: str, board: ProgressBoard | None = None
+) -> list[Evaluation]:
+    with open_data(experiments[0], verify="sizes") as shards:
+        trained = identify_checkpoint(open_location(checkpoint))
+        match experiments[0]:
+            case KeypointExperiment() as detector:
+                return [_evaluate_detector(detector, shards, trained, checkpoint, name, board)]
+            case _:
+                retrievals = [each for each in experiments if not isinstance(each, KeypointExperiment)]
+                return _evaluate_retrieval(retrievals, shards, trained, checkpoint, name, board)
+
+
+def _evaluate_retrieval(
+    experiments: Sequence[ReidExperiment],
+    shards: ShardSet,
+    trained: EvaluatedCheckpoint,
+    checkpoint: str,
+    name: str,
+    board: ProgressBoard | None,
+) -> list[Evaluation]:
+    allowance = Allowance(experiments[0].cluster.evaluation_timeout_seconds)
+
+    def embed(rows: NDArray[np.int64]) -> Embeddings:
+        return join_embeddings(_in_slices(_embed, experiments[0], checkpoint, rows, allowance, board=board))
+
+    def rank(experiment: ReidExperiment, trials: Sequence[Trial], embeddings: Embeddings) -> list[TrialRanks]:
+        nonlocal allowance
+        if experiment is not experiments[0]:
+            allowance = Allowance(experiment.cluster.evaluation_timeout_seconds)  # of each protocol
+        return [rank_trial(experiment, trial, embeddings, embeddings, allowance, board) for trial in trials]
+
+    return evaluate_all(experiments, trained, shards, embed=embed, rank=rank, name=name)
+
+
+def _board(stages: Stages) -> ProgressBoard | None:
+    return None if stages is untold else ProgressBoard(stages)
 
 
 def embed_on_workers(experiment: ReidExperiment, checkpoint: str, rows: NDArray[np.int64]) -> Embeddings:
@@ -185,13 +219,18 @@ def embed_on_workers(experiment: ReidExperiment, checkpoint: str, rows: NDArray[
         return join_embeddings(_in_slices(_embed, experiment, checkpoint, rows, allowance))
 
 
-def _coordinate_detector(
-    experiment: KeypointExperiment, shards: ShardSet, checkpoint: str, name: str, began: float
+def _evaluate_detector(
+    experiment: KeypointExperiment,
+    shards: ShardSet,
+    trained: EvaluatedCheckpoint,
+    checkpoint: str,
+    name: str,
+    board: ProgressBoard | None,
 ) -> Evaluation:
-    trained = identify_checkpoint(open_location(checkpoint))
+    began = time.monotonic()
     rows = evaluation_rows(experiment, shards)
     allowance = Allowance(experiment.cluster.evaluation_timeout_seconds)
-    predicted = _in_slices(_predict, experiment, checkpoint, rows.all, allowance)
+    predicted = _in_slices(_predict, experiment, checkpoint, rows.all, allowance, board=board)
     return conclude_keypoints(
         experiment, trained, shards, rows, join_peaks(predicted), name=name, seconds=time.monotonic() - began
     )
@@ -204,6 +243,7 @@ def _in_slices(
     rows: NDArray[np.int64],
     allowance: Allowance,
     *more: Any,
+    board: ProgressBoard | None = None,
 ) -> list[Any]:
     """What evaluation workers make of slices of rows.
 
@@ -214,10 +254,11 @@ def _in_slices(
         rows: (N,) rows of the index.
         allowance: How long this may take.
         more: Further arguments of the task.
+        board: Where they write how far they are.
     """
     cluster, plain = experiment.cluster, experiment.model_dump(mode="json")
     parts = [part for part in np.array_split(rows, cluster.evaluation_workers) if len(part)]
-    return allowance.results([start_slice(cluster, task, plain, checkpoint, part, *more) for part in parts])
+    return run_slices(cluster, task, [(plain, checkpoint, part, *more) for part in parts], allowance, board)
 
 
 def _embed(
@@ -225,20 +266,24 @@ def _embed(
     checkpoint: str,
     rows: NDArray[np.int64],
     occlusion: OcclusionConfig | None = None,
+    stages: Stages = untold,
 ) -> Embeddings:
     experiment = experiment_of(experiment_json)
     assert not isinstance(experiment, KeypointExperiment), "the coordinator told them apart"
     device = prepare_worker(experiment)
     with open_data(experiment, verify="sizes") as shards:
         trained = load_trained_model(open_location(checkpoint), device)
-        return embed_rows(experiment, trained, shards, rows, device, occlusion)
+        return embed_rows(experiment, trained, shards, rows, device, occlusion, stages)
 
 
-def _predict(experiment_json: dict[str, Any], checkpoint: str, rows: NDArray[np.int64]) -> PredictedPeaks:
+def _predict(
+    experiment_json: dict[str, Any], checkpoint: str, rows: NDArray[np.int64], stages: Stages = untold
+) -> PredictedPeaks:
     experiment = KeypointExperiment.model_validate(experiment_json)
     device = prepare_worker(experiment)
     with open_data(experiment, verify="sizes") as shards:
-        return predict_rows(experiment, load_trained_detector(open_location(checkpoint), device), shards, rows, device)
+        trained = load_trained_detector(open_location(checkpoint), device)
+        return predict_rows(experiment, trained, shards, rows, device, stages)
 
 
 def prepare_worker(experiment: AnyExperiment) -> torch.device:

@@ -12,6 +12,7 @@ from reid.build.occlusion import SeverityResult, evaluate_occluded_here, parse_s
 from reid.build.occlusion_curve import check_picture_name, refuse_other_seed, write_curve
 from reid.config import AnyExperiment, KeypointExperiment, ReidExperiment
 from reid.data.occlusion import check_table_name, write_patches
+from reid.progress import Stages
 from reid.storage import Location, check_output_file
 
 
@@ -43,15 +44,20 @@ class OcclusionJob:
     curve: Path | None
     curve_with: Sequence[Path]
 
-    def evaluate(self, experiments: Sequence[ReidExperiment], checkpoint: Location, ray: bool) -> list[SeverityResult]:
+    def evaluate(
+        self, experiments: Sequence[ReidExperiment], checkpoint: Location, *, ray: bool, stages: Stages
+    ) -> list[SeverityResult]:
         """Figures of clean and occluded queries under each protocol, on evaluation workers or in this process."""
         results: list[SeverityResult] = []
+        name = checkpoint.name
         for experiment in experiments:
             if ray:
-                results += evaluate_occluded(experiment, checkpoint.uri, self.severities, self.seed, checkpoint.name)
+                results += evaluate_occluded(
+                    experiment, checkpoint.uri, self.severities, self.seed, name=name, stages=stages
+                )
             else:
                 results += evaluate_occluded_here(
-                    experiment, checkpoint, self.severities, self.seed, name=checkpoint.name
+                    experiment, checkpoint, self.severities, self.seed, name=name, stages=stages
                 )
         return results
 

@@ -12,7 +12,8 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from cluster.slices import Allowance, start_slice
+from cluster.progress_board import ProgressBoard
+from cluster.slices import Allowance, run_slices
 from reid.config import ReidExperiment
 from reid.contracts import Embeddings
 from reid.evaluation.counting import Float32Array
@@ -28,14 +29,20 @@ from reid.evaluation.neighbours import (
 from reid.evaluation.protocols import Trial
 from reid.evaluation.rerank import Encodings, Reranking, encode, expand
 from reid.evaluation.rerank_config import RerankConfig
-from reid.evaluation.trials import TrialRanks, changes_ranks, rank_queries
+from reid.evaluation.trials import IMAGES_COMPARED, QUERIES_RANKED, TrialRanks, changes_ranks, rank_queries
+from reid.progress import Stages, untold
 
 LEAST_BUDGET_BYTES = 32 << 20
 """What ranking a block needs at the least; many workers on one small budget get this much each."""
 
 
 def rank_trial(
-    experiment: ReidExperiment, trial: Trial, queries: Embeddings, galleries: Embeddings, allowance: Allowance
+    experiment: ReidExperiment,
+    trial: Trial,
+    queries: Embeddings,
+    galleries: Embeddings,
+    allowance: Allowance,
+    board: ProgressBoard | None = None,
 ) -> TrialRanks:
     """The ranks of a trial: its queries in blocks, re-ranked or not.
 
@@ -45,6 +52,7 @@ def rank_trial(
         queries: Of every query, at least.
         galleries: Of every gallery image, at least; mostly the same.
         allowance: How long this may take.
+        board: Where to write how far it is.
 
     Raises:
         TimeoutError: It took longer.
@@ -57,21 +65,18 @@ def rank_trial(
     shared = ray.put(gallery)
     blocks = _ranges(len(query), workers)
     if workers == 1 or not changes_ranks(config):
-        ranked = [
-            start_slice(experiment.cluster, _rank, _rows(query, *block), shared, trial.remove_junk, config, budget)
-            for block in blocks
-        ]
-        return TrialRanks.join(allowance.results(ranked))
-    neighbours, expanded = _encode_on_workers(experiment, config, query, shared, len(gallery), allowance)
+        parts = [(_rows(query, *block), shared, trial.remove_junk, config, budget) for block in blocks]
+        return TrialRanks.join(run_slices(experiment.cluster, _rank, parts, allowance, board))
+    neighbours, expanded = _encode_on_workers(experiment, config, query, shared, len(gallery), allowance, board)
     of_gallery = ray.put(expanded.rows(len(query), len(expanded)))
-    ranked = [
-        start_slice(
-            experiment.cluster, _rerank, _rows(query, begin, end), shared, config.weight, expanded.rows(begin, end),
+    changed = [
+        (
+            _rows(query, begin, end), shared, config.weight, expanded.rows(begin, end),
             neighbours.farthest[begin:end], of_gallery, trial.remove_junk, budget,
         )
         for begin, end in blocks
     ]  # fmt: skip
-    return TrialRanks.join(allowance.results(ranked))
+    return TrialRanks.join(run_slices(experiment.cluster, _rerank, changed, allowance, board))
 
 
 def _encode_on_workers(
@@ -81,18 +86,19 @@ def _encode_on_workers(
     gallery: Any,
     gallery_size: int,
     allowance: Allowance,
+    board: ProgressBoard | None,
 ) -> tuple[Neighbours, Encodings]:
     """Neighbours and expanded encodings of all images, each step shared by the workers (`reid.evaluation.rerank`)."""
     cluster, workers = experiment.cluster, experiment.cluster.evaluation_workers
     features, size = ray.put(query.features), len(query) + gallery_size
     tiles = [some for some in np.array_split(triangle_tiles(size), workers) if len(some)]
-    found = [start_slice(cluster, _neighbours, features, gallery, config.k1 + 1, some) for some in tiles]
-    neighbours = PartialNeighbours.join(allowance.results(found))
+    compared = [(features, gallery, config.k1 + 1, some) for some in tiles]
+    neighbours = PartialNeighbours.join(run_slices(cluster, _neighbours, compared, allowance, board))
     shared, ranges = ray.put(neighbours), _ranges(size, workers)
-    encoded = [start_slice(cluster, _encode, features, gallery, shared, config.k1, *some) for some in ranges]
-    encodings = ray.put(Encodings.join(allowance.results(encoded)))
-    expanded = [start_slice(cluster, _expand, encodings, shared, config.k2, *some) for some in ranges]
-    return neighbours, Encodings.join(allowance.results(expanded))
+    encoded = [(features, gallery, shared, config.k1, *some) for some in ranges]
+    encodings = ray.put(Encodings.join(run_slices(cluster, _encode, encoded, allowance)))
+    expanded = [(encodings, shared, config.k2, *some) for some in ranges]
+    return neighbours, Encodings.join(run_slices(cluster, _expand, expanded, allowance))
 
 
 def _ranges(size: int, parts: int) -> list[tuple[int, int]]:
@@ -119,9 +125,15 @@ def _rank(
     remove_junk: bool,
     config: RerankConfig | None,
     memory_budget_bytes: int,
+    stages: Stages = untold,
 ) -> TrialRanks:
     return rank_queries(
-        query, gallery, remove_junk=remove_junk, rerank_config=config, memory_budget_bytes=memory_budget_bytes
+        query,
+        gallery,
+        remove_junk=remove_junk,
+        rerank_config=config,
+        memory_budget_bytes=memory_budget_bytes,
+        stages=stages,
     )
 
 
@@ -134,18 +146,29 @@ def _rerank(
     gallery_encodings: Encodings,
     remove_junk: bool,
     memory_budget_bytes: int,
+    stages: Stages = untold,
 ) -> TrialRanks:
     change = Reranking(weight, encodings, farthest, gallery_encodings).apply
     base, reranked = rank_before_and_after(
-        query, gallery, change, remove_junk=remove_junk, memory_budget_bytes=memory_budget_bytes
+        query,
+        gallery,
+        change,
+        remove_junk=remove_junk,
+        memory_budget_bytes=memory_budget_bytes,
+        progress=stages(QUERIES_RANKED),
     )
     return TrialRanks(base=base, reranked=reranked)
 
 
 def _neighbours(
-    query: Float32Array, gallery: Embeddings, num_neighbours: int, tiles: NDArray[np.int64]
+    query: Float32Array,
+    gallery: Embeddings,
+    num_neighbours: int,
+    tiles: NDArray[np.int64],
+    stages: Stages = untold,
 ) -> PartialNeighbours:
-    return neighbours_in_tiles(Images(query, gallery.features), num_neighbours, tiles)
+    images = Images(query, gallery.features)
+    return neighbours_in_tiles(images, num_neighbours, tiles, progress=stages(IMAGES_COMPARED))
 
 
 def _encode(

@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 
+from cluster.progress_board import SECONDS_BETWEEN_COUNTS, BoardPlace, ProgressBoard, places_on
 from cluster.resources import evaluation_options
 from reid.config import ClusterConfig
 
@@ -27,10 +28,14 @@ class Allowance:
         self._seconds = seconds
         self._left = seconds
 
-    def results(self, slices: Sequence[Slice]) -> list[Any]:
+    def results(self, slices: Sequence[Slice], board: ProgressBoard | None = None) -> list[Any]:
         """The results of tasks, in their order; when one fails or time is over, the others are ended.
 
         A task whose process or node dies is repeated by Ray; it counts from the beginning of its first try.
+
+        Args:
+            slices: Tasks under way.
+            board: Where they write how far they are.
 
         Raises:
             TimeoutError: The allowance is used up.
@@ -41,7 +46,7 @@ class Allowance:
         results: list[Any] = [None] * len(slices)
         try:
             while places:
-                one = self._next(list(places), counts=bool(begun))
+                one = self._next(list(places), board, counts=bool(begun))
                 said = ray.get(next(one))
                 if one in begun:
                     results[places.pop(one)] = said
@@ -56,12 +61,22 @@ class Allowance:
     def _timeout(self) -> float | None:
         return None if math.isinf(self._left) else max(0.0, self._left)
 
-    def _next(self, slices: list[Slice], *, counts: bool) -> Slice:
+    def _next(self, slices: list[Slice], board: ProgressBoard | None, *, counts: bool) -> Slice:
         """A task that has something to say; `counts`: the wait for it is taken off the allowance."""
-        since = time.monotonic()
-        ready, _ = ray.wait(slices, num_returns=1, timeout=self._timeout() if counts else None)
-        if counts:
-            self._left -= time.monotonic() - since
+        ready: list[Slice] = []
+        while not ready:
+            since = time.monotonic()
+            longest = self._timeout() if counts else None
+            timeout = longest
+            if board is not None:
+                timeout = SECONDS_BETWEEN_COUNTS if longest is None else min(longest, SECONDS_BETWEEN_COUNTS)
+            ready, _ = ray.wait(slices, num_returns=1, timeout=timeout)
+            if board is not None:
+                board.show()
+            if counts:
+                self._left -= time.monotonic() - since
+            if timeout == longest:
+                break
         if not ready:
             raise TimeoutError(
                 f"not done after running for {self._seconds:g} s (cluster.evaluation_timeout_seconds): a slower"
@@ -70,12 +85,47 @@ class Allowance:
         return ready[0]
 
 
-def start_slice(cluster: ClusterConfig, function: Callable[..., Any], *arguments: Any) -> Slice:
-    """Begins `function(*arguments)` on an evaluation worker; of object references the task gets the objects."""
-    return _announced.options(**evaluation_options(cluster)).remote(function, *arguments)
+def run_slices(
+    cluster: ClusterConfig,
+    function: Callable[..., Any],
+    arguments: Sequence[Sequence[Any]],
+    allowance: Allowance,
+    board: ProgressBoard | None = None,
+) -> list[Any]:
+    """The results of `function(*arguments)` for each of several arguments, all on evaluation workers.
+
+    Args:
+        cluster: What an evaluation worker has.
+        function: The work; where there is a board it also takes `stages`.
+        arguments: Of each slice.
+        allowance: How long this may take.
+        board: Where the slices write how far they are.
+
+    Raises:
+        TimeoutError: The allowance is used up.
+        RayError: A task failed.
+    """
+    places = places_on(board, len(arguments))
+    slices = [start_slice(cluster, function, *own, place=place) for own, place in zip(arguments, places, strict=True)]
+    return allowance.results(slices, board)
+
+
+def start_slice(
+    cluster: ClusterConfig, function: Callable[..., Any], *arguments: Any, place: BoardPlace | None = None
+) -> Slice:
+    """Begins `function(*arguments)` on an evaluation worker; of object references the task gets the objects.
+
+    Args:
+        cluster: What an evaluation worker has.
+        function: The work; where there is a place it also takes `stages`.
+        arguments: Of the work.
+        place: Where it writes how far it is.
+    """
+    return _announced.options(**evaluation_options(cluster)).remote(function, place, *arguments)
 
 
 @ray.remote(num_returns="streaming")
-def _announced(function: Callable[..., Any], *arguments: Any) -> Iterator[Any]:
+def _announced(function: Callable[..., Any], place: BoardPlace | None, *arguments: Any) -> Iterator[Any]:
+    # Always the same two: of a task that is repeated, Ray hands on from where the first try came to.
     yield None
-    yield function(*arguments)
+    yield function(*arguments) if place is None else function(*arguments, stages=place.stages())

@@ -6,8 +6,10 @@
     ray job submit --working-dir . -- python jobs/evaluate.py /runs/a/checkpoints/step-00001200 data.shards=/data/other
 
 Data set and settings are those of the run that trained the checkpoint unless key=value overrides say otherwise. Prints
-one table; `--output` writes figures, protocol and hashes as JSON. A run that still trains keeps the checkpoint as long
-as it is evaluated. Exit codes as for training: 0, 2 (call), 3 (data), 4 (failed), 130 (Ctrl-C), 143 (SIGTERM).
+the plan, progress and one table; `--output` writes figures, protocol and hashes as JSON, `--page` one HTML file with
+rank lists of easy, median and hard queries. Images that several protocols share are embedded once. A run that still
+trains keeps the checkpoint as long as it is evaluated. Exit codes as for training: 0, 2 (call), 3 (data), 4 (failed),
+130 (Ctrl-C), 143 (SIGTERM).
 
 --occluded SEVERITY also evaluates queries of which a colour patch covers that share of the area (0.2: 20 %), one patch
 an image, its place, aspect and colour drawn from the image's key and --occluded-seed, larger severities around smaller
@@ -19,34 +21,45 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.command_line import exit_code, set_up_logging
-from cluster.evaluation import evaluate_checkpoint
+from cluster.evaluation import evaluate_protocols
 from cluster.occlusion_job import OcclusionJob, add_occlusion_arguments, occlusion_job
+from cluster.placement import describe_evaluation_worker
 from cluster.resources import check_evaluation_resources, ray_connection
 from cluster.trainer import with_absolute_addresses
 from reid.build.checkpoints import load_trained_experiment
 from reid.build.data import open_data
-from reid.build.evaluation import Evaluation, check_evaluation, evaluate_here
+from reid.build.evaluation import Evaluation, evaluate_all_here
+from reid.build.evaluation_page import write_evaluation_page
+from reid.build.evaluation_plan import describe_evaluation
 from reid.build.keypoint_evaluation import evaluate_keypoints_here
+from reid.build.progress import progress_bars
 from reid.build.results import print_results
 from reid.config import AnyExperiment, KeypointExperiment, with_overrides
 from reid.evaluation.protocols import PROTOCOLS
 from reid.evaluation.rerank_config import read_reranking
+from reid.progress import Stages
 from reid.storage import Location, check_output_file, open_location
 from reid.training.checkpoint_hold import held
+
+logger = logging.getLogger(__name__)
 
 SHAPED_BY_TRAINING = ("task=", "seed=", "model.", "loss.", "training.", "data.transform.")
 """Overrides that an evaluation refuses: the network is the checkpoint's."""
 IDLE = (
-    "data.plan.", "metrics.", "evaluation.every_epochs=", "evaluation.num_rank_lists=", "evaluation.rank_list_length=",
+    "data.plan.", "metrics.", "evaluation.every_epochs=",
     "cluster.num_workers=", "cluster.device=", "cluster.cpus_per_worker=", "cluster.max_failures=",
 )  # fmt: skip
-"""Overrides that only training and the report of its run read."""
+"""Overrides that only training reads."""
+SHOWN_ON_THE_PAGE = ("evaluation.num_rank_lists=", "evaluation.rank_list_length=", "evaluation.num_pictures=")
+"""Overrides that nothing reads without --page."""
 
 
 def main() -> int:
@@ -63,6 +76,9 @@ def main() -> int:
         help="also give re-ranked figures: numbers such as 80,15,0.2, or auto for those usual with each protocol",
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file to write")
+    parser.add_argument(
+        "--page", type=Path, metavar="FILE.html", help="page to write: figures, and rank lists of some queries"
+    )
     add_occlusion_arguments(parser)
     parser.add_argument("--no-ray", action="store_true", help="evaluate in this process")
     arguments = parser.parse_intermixed_args()
@@ -77,11 +93,16 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         raise ValueError(
             f"{shaped[0]}: the checkpoint was trained without it; evaluation can change how it is evaluated"
         )
-    idle = [text for text in arguments.overrides if text.startswith(("cluster.", *IDLE) if arguments.no_ray else IDLE)]
+    unread = IDLE + (("cluster.",) if arguments.no_ray else ()) + (() if arguments.page else SHOWN_ON_THE_PAGE)
+    idle = [text for text in arguments.overrides if text.startswith(unread)]
     if idle:
-        on_what = "an evaluation with --no-ray" if arguments.no_ray else "an evaluation"
+        on_what = "an evaluation" + (" with --no-ray" if arguments.no_ray else "")
+        on_what += "" if arguments.page else " without --page"
         raise ValueError(f"{idle[0]} does nothing to {on_what}: remove it")
     check_output_file("--output", arguments.output)
+    check_output_file("--page", arguments.page)
+    if arguments.page and arguments.occluded:
+        raise ValueError("--page shows the ranking of clean queries: give it without --occluded, or --curve instead")
     trained = with_absolute_addresses(with_overrides(load_trained_experiment(location), arguments.overrides))
     occluded = occlusion_job(arguments, trained)
     if repeated := [name for name, count in Counter(arguments.protocol or ()).items() if count > 1]:
@@ -94,43 +115,58 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             experiments = [with_overrides(trained, [f"evaluation.protocol={name}"]) for name in arguments.protocol]
     if arguments.rerank:
         experiments = [_with_reranking(experiment, arguments.rerank) for experiment in experiments]
-    _check_protocols(experiments)
+    plan = _plan(arguments, experiments, location)
+    logger.info("%s", plan)
     with held(location, "evaluate"):
         if occluded is not None:
             _evaluate_occluded(arguments, experiments, location, occluded)
         else:
-            _evaluate_plain(arguments, experiments, location)
+            _evaluate_plain(arguments, experiments, location, plan)
 
 
-def _check_protocols(experiments: Sequence[AnyExperiment]) -> None:
-    """Refuses a protocol that the data set has no images for before any other one has cost hours."""
+def _plan(arguments: argparse.Namespace, experiments: Sequence[AnyExperiment], location: Location) -> str:
+    """What will be done; refuses a protocol that the data set has no images for before any other one costs hours."""
+    cluster = experiments[0].cluster
+    workers = f"{cluster.evaluation_workers} evaluation worker(s), {describe_evaluation_worker(cluster)} each"
+    where = "this process, on the CPU" if arguments.no_ray else workers
     with open_data(experiments[0], verify="sizes") as shards:
-        for experiment in experiments:
-            check_evaluation(experiment, shards)
+        return describe_evaluation(experiments, location, shards, where=where)
 
 
-def _evaluate_plain(arguments: argparse.Namespace, experiments: Sequence[AnyExperiment], location: Location) -> None:
+@contextmanager
+def _workers(arguments: argparse.Namespace, experiments: Sequence[AnyExperiment]) -> Iterator[None]:
+    """Ray, unless it is not wanted."""
     if arguments.no_ray:
-        results = [_evaluate_here(experiment, location).result for experiment in experiments]
-    else:
-        with ray_connection():
-            check_evaluation_resources(experiments[0].cluster)
-            results = [evaluate_checkpoint(e, location.uri, name=location.name).result for e in experiments]
+        yield
+        return
+    with ray_connection():
+        check_evaluation_resources(experiments[0].cluster)
+        yield
+
+
+def _evaluate_plain(
+    arguments: argparse.Namespace, experiments: Sequence[AnyExperiment], location: Location, plan: str
+) -> None:
+    with _workers(arguments, experiments), progress_bars() as stages:
+        if arguments.no_ray:
+            evaluations = _evaluate_here(experiments, location, stages)
+        else:
+            evaluations = evaluate_protocols(experiments, location.uri, location.name, stages)
+    results = [evaluation.result for evaluation in evaluations]
     print(print_results(results))
     if arguments.output:
         arguments.output.write_text(json.dumps([result.to_json() for result in results], indent=1, allow_nan=False))
+    if arguments.page:
+        with open_data(experiments[0], verify="sizes") as shards:
+            write_evaluation_page(arguments.page, evaluations, shards, run=experiments[0].name, plan=plan)
 
 
 def _evaluate_occluded(
     arguments: argparse.Namespace, experiments: Sequence[AnyExperiment], location: Location, job: OcclusionJob
 ) -> None:
     retrievals = [experiment for experiment in experiments if not isinstance(experiment, KeypointExperiment)]
-    if arguments.no_ray:
-        results = job.evaluate(retrievals, location, ray=False)
-    else:
-        with ray_connection():
-            check_evaluation_resources(retrievals[0].cluster)
-            results = job.evaluate(retrievals, location, ray=True)
+    with _workers(arguments, experiments), progress_bars() as stages:
+        results = job.evaluate(retrievals, location, ray=not arguments.no_ray, stages=stages)
     print(print_results([found.result for found in results]))
     if arguments.output:
         arguments.output.write_text(json.dumps([found.to_json() for found in results], indent=1, allow_nan=False))
@@ -147,12 +183,13 @@ def _with_reranking(experiment: AnyExperiment, text: str) -> AnyExperiment:
             return experiment.model_copy(update={"evaluation": evaluation})
 
 
-def _evaluate_here(experiment: AnyExperiment, location: Location) -> Evaluation:
-    match experiment:
-        case KeypointExperiment():
-            return evaluate_keypoints_here(experiment, location, name=location.name)
+def _evaluate_here(experiments: Sequence[AnyExperiment], location: Location, stages: Stages) -> list[Evaluation]:
+    match experiments[0]:
+        case KeypointExperiment() as detector:
+            return [evaluate_keypoints_here(detector, location, name=location.name, stages=stages)]
         case _:
-            return evaluate_here(experiment, location, name=location.name)
+            retrievals = [each for each in experiments if not isinstance(each, KeypointExperiment)]
+            return evaluate_all_here(retrievals, location, name=location.name, stages=stages)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from reid.build.data import evaluation_parts, open_data, open_eval_stream, uses_
 from reid.build.results import Result
 from reid.build.training import ReidModel, build_model
 from reid.config import AnyExperiment, Experiment, KeypointExperiment, PANetExperiment, PMNetExperiment, ReidExperiment
-from reid.contracts import Embeddings
+from reid.contracts import Batch, Embeddings
 from reid.data.occluded_queries import occlusion_of, refuse_clean_parts
 from reid.data.occlusion import OcclusionConfig
 from reid.data.shard_set import ShardSet
@@ -29,7 +29,11 @@ from reid.evaluation.ranking import PositiveRanks
 from reid.evaluation.results import RetrievalResult
 from reid.evaluation.trials import TrialRanks, check_reranking, evaluate_trials, make_result
 from reid.models.pmnet import PMNet
+from reid.progress import Progress, Stages, untold
 from reid.storage import Location
+
+IMAGES_EMBEDDED: Final = "images embedded"
+"""Stage of an evaluation."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,7 @@ def embed_rows(
     rows: NDArray[np.int64],
     device: torch.device,
     occlusion: OcclusionConfig | None = None,
+    stages: Stages = untold,
 ) -> Embeddings:
     """Features of the given rows of the index, occluded where that is asked for."""
     evaluation, model = experiment.evaluation, trained.model
@@ -93,12 +98,25 @@ def embed_rows(
     stream = open_eval_stream(experiment, shards, rows, device, occlusion)
     try:
         features, samples = extract_features(
-            embed, stream, device, precision=evaluation.precision, flip=evaluation.flip
+            embed,
+            counted(stream, len(rows), stages(IMAGES_EMBEDDED)),
+            device,
+            precision=evaluation.precision,
+            flip=evaluation.flip,
         )
     finally:
         stream.close()
     index = shards.index
     return make_embeddings(features, samples, index.identity_codes(), index.camera_codes())
+
+
+def counted(batches: Iterable[Batch], num_images: int, progress: Progress) -> Iterator[Batch]:
+    """The batches, told of when they have been worked on."""
+    done = 0
+    for batch in batches:
+        yield batch
+        done += len(batch.samples)
+        progress(done, num_images)
 
 
 def evaluation_trials(experiment: ReidExperiment, shards: ShardSet) -> list[Trial]:
@@ -189,20 +207,64 @@ def _part_notes(experiment: ReidExperiment, shards: ShardSet, trials: list[Trial
 
 def evaluate_here(experiment: ReidExperiment, checkpoint: Location, *, name: str = "") -> Evaluation:
     """The whole evaluation in this process and on the CPU; evaluation workers give the same figures."""
-    began = time.monotonic()
+    return evaluate_all_here([experiment], checkpoint, name=name)[0]
+
+
+def evaluate_all_here(
+    experiments: Sequence[ReidExperiment], checkpoint: Location, *, name: str = "", stages: Stages = untold
+) -> list[Evaluation]:
+    """Evaluations of one checkpoint on one data set, as `evaluate_here`; see `evaluate_all`."""
     device = torch.device("cpu")
-    with open_data(experiment) as shards:
+    with open_data(experiments[0]) as shards:
         trained = load_trained_model(checkpoint, device)
-        trials = evaluation_trials(experiment, shards)
-        embeddings = embed_rows(experiment, trained, shards, rows_of_trials(trials), device)
-        evaluation = experiment.evaluation
-        ranks = evaluate_trials(
-            embeddings, trials,
-            rerank_config=evaluation.rerank, memory_budget_bytes=evaluation.memory_budget_mb << 20,
-        )  # fmt: skip
-        return conclude(
-            experiment, trained, shards, trials, ranks, embeddings, name=name, seconds=time.monotonic() - began
+        return evaluate_all(
+            experiments,
+            trained,
+            shards,
+            embed=lambda rows: embed_rows(experiments[0], trained, shards, rows, device, stages=stages),
+            rank=lambda experiment, trials, embeddings: evaluate_trials(
+                embeddings,
+                trials,
+                rerank_config=experiment.evaluation.rerank,
+                memory_budget_bytes=experiment.evaluation.memory_budget_mb << 20,
+                stages=stages,
+            ),
+            name=name,
         )
+
+
+def evaluate_all(
+    experiments: Sequence[ReidExperiment],
+    trained: EvaluatedCheckpoint,
+    shards: ShardSet,
+    *,
+    embed: Callable[[NDArray[np.int64]], Embeddings],
+    rank: Callable[[ReidExperiment, Sequence[Trial], Embeddings], Sequence[TrialRanks]],
+    name: str,
+) -> list[Evaluation]:
+    """Evaluations of one checkpoint on one data set, wherever embedding and ranking take place.
+
+    An image that several need is embedded once; the seconds of each result are those of embedding and of its ranking.
+
+    Args:
+        experiments: They differ in protocol and re-ranking only.
+        trained: The checkpoint.
+        shards: The data set.
+        embed: Features of rows of the index.
+        rank: Ranks of an experiment's trials.
+        name: Of the checkpoint, for tables.
+    """
+    trials = [evaluation_trials(experiment, shards) for experiment in experiments]
+    began = time.monotonic()
+    embeddings = embed(np.unique(np.concatenate([rows_of_trials(some) for some in trials])))
+    embedding_seconds = time.monotonic() - began
+    found = []
+    for experiment, some in zip(experiments, trials, strict=True):
+        began = time.monotonic() - embedding_seconds
+        ranks = rank(experiment, some, embeddings)
+        seconds = time.monotonic() - began
+        found.append(conclude(experiment, trained, shards, some, ranks, embeddings, name=name, seconds=seconds))
+    return found
 
 
 def _examples(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from reid.build.checkpoints import EvaluatedCheckpoint, load_trained_run
 from reid.build.data import annotated_rows, open_data, open_eval_stream
-from reid.build.evaluation import Evaluation
+from reid.build.evaluation import Evaluation, counted
 from reid.build.run_folder import RunFolder
 from reid.config import KeypointExperiment
 from reid.contracts import DataError
@@ -27,6 +27,7 @@ from reid.evaluation.keypoint_results import KeypointResult
 from reid.evaluation.orientation import orientation_of
 from reid.keypoints import NUM_KEYPOINTS
 from reid.models.hourglass import Hourglass
+from reid.progress import Stages, untold
 from reid.storage import Location
 
 
@@ -118,13 +119,14 @@ def predict_rows(
     shards: ShardSet,
     rows: NDArray[np.int64],
     device: torch.device,
+    stages: Stages = untold,
 ) -> PredictedPeaks:
     """Peaks on the given rows of the index."""
     evaluation = experiment.evaluation
     stream = open_eval_stream(experiment, shards, rows, device)
     try:
         return predict_peaks(
-            trained.model, stream, raw_sizes(shards.index), device,
+            trained.model, counted(stream, len(rows), stages("images looked at")), raw_sizes(shards.index), device,
             refinement=evaluation.refinement, score=evaluation.score, precision=evaluation.precision,
         )  # fmt: skip
     finally:
@@ -184,14 +186,16 @@ def conclude_keypoints(
     )
 
 
-def evaluate_keypoints_here(experiment: KeypointExperiment, checkpoint: Location, *, name: str = "") -> Evaluation:
+def evaluate_keypoints_here(
+    experiment: KeypointExperiment, checkpoint: Location, *, name: str = "", stages: Stages = untold
+) -> Evaluation:
     """The whole evaluation in this process and on the CPU; evaluation workers give the same figures."""
     began = time.monotonic()
     device = torch.device("cpu")
     with open_data(experiment) as shards:
         trained = load_trained_detector(checkpoint, device)
         rows = evaluation_rows(experiment, shards)
-        predicted = predict_rows(experiment, trained, shards, rows.all, device)
+        predicted = predict_rows(experiment, trained, shards, rows.all, device, stages)
         return conclude_keypoints(
             experiment, trained, shards, rows, predicted, name=name, seconds=time.monotonic() - began
         )

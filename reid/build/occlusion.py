@@ -26,6 +26,7 @@ from reid.data.shard_set import ShardSet
 from reid.evaluation.protocols import Trial, rows_of_trials
 from reid.evaluation.results import RetrievalResult
 from reid.evaluation.trials import TrialRanks, evaluate_trials
+from reid.progress import Stages, untold
 from reid.storage import Location
 
 CURVE = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
@@ -101,7 +102,13 @@ def refuse_parts_of_clean_images(experiment: ReidExperiment) -> None:
 
 
 def evaluate_occluded_here(
-    experiment: ReidExperiment, checkpoint: Location, severities: Sequence[float], seed: int, *, name: str = ""
+    experiment: ReidExperiment,
+    checkpoint: Location,
+    severities: Sequence[float],
+    seed: int,
+    *,
+    name: str = "",
+    stages: Stages = untold,
 ) -> tuple[SeverityResult, ...]:
     """All severities in this process and on the CPU; evaluation workers give the same figures."""
     device = torch.device("cpu")
@@ -113,13 +120,14 @@ def evaluate_occluded_here(
             trained,
             shards,
             [OcclusionConfig(severity=severity, seed=seed) for severity in severities],
-            embed=lambda rows, occlusion: embed_rows(experiment, trained, shards, rows, device, occlusion),
+            embed=lambda rows, occlusion: embed_rows(experiment, trained, shards, rows, device, occlusion, stages),
             rank=lambda trials, queries, gallery: evaluate_trials(
                 gallery,
                 trials,
                 queries=queries,
                 rerank_config=experiment.evaluation.rerank,
                 memory_budget_bytes=budget,
+                stages=stages,
             ),
             name=name,
         )

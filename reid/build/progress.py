@@ -1,4 +1,4 @@
-"""Progress of the jobs: a bar on a terminal, a line in the log now and then elsewhere."""
+"""Progress of the jobs: bars on a terminal, a line in the log now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from contextlib import contextmanager
 from typing import Final
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from reid.progress import Progress, Stages
 
 logger = logging.getLogger(__name__)
 
@@ -19,26 +22,38 @@ SECONDS_BETWEEN_LINES: Final = 30.0
 
 
 @contextmanager
-def progress_bar(title: str, clock: Callable[[], float] = time.monotonic) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error for the time of a `with` block, gone afterwards; off a terminal lines in the log.
+def progress_bars(clock: Callable[[], float] = time.monotonic) -> Iterator[Stages]:
+    """A bar for each stage on standard error for the time of a `with` block, gone afterwards; off a terminal lines.
+
+    Args:
+        clock: Seconds.
+    """
+    if not sys.stderr.isatty():
+        yield lambda title: _lines(title, clock)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+
+        def begin(title: str) -> Progress:
+            task = bars.add_task(title, total=None)
+            return lambda done, total: bars.update(task, completed=done, total=total)
+
+        yield begin
+
+
+@contextmanager
+def progress_bar(title: str, clock: Callable[[], float] = time.monotonic) -> Iterator[Progress]:
+    """One bar, for work of one stage; see `progress_bars`.
 
     Args:
         title: What is being done.
         clock: Seconds.
-
-    Yields:
-        What to call with the number of things done and of all things.
     """
-    if not sys.stderr.isatty():
-        yield _lines(title, clock)
-        return
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    with progress_bars(clock) as begin:
+        yield begin(title)
 
 
-def _lines(title: str, clock: Callable[[], float]) -> Callable[[int, int], None]:
+def _lines(title: str, clock: Callable[[], float]) -> Progress:
     began = last = clock()
 
     def tell(done: int, total: int) -> None:

@@ -101,7 +101,7 @@ def _sections(
             return [
                 *(_parts(checkpoint, shards) if isinstance(experiment, PANetExperiment) else []),
                 *(_responses(experiment, checkpoint, shards) if isinstance(experiment, PMNetExperiment) else []),
-                *_rank_lists(examples, shards),
+                *rank_list_sections(examples, shards),
                 *_planes(experiment, shards),
                 *_activations(experiment, checkpoint, shards, examples),
             ]
@@ -192,7 +192,8 @@ def _drawn_figures(results: Sequence[Result]) -> list[str]:
     return [name for name in names if all(name in result.figures() for result in results)]
 
 
-def _rank_lists(examples: Sequence[Mapping[str, Any]], shards: ShardSet) -> list[Section]:
+def rank_list_sections(examples: Sequence[Mapping[str, Any]], shards: ShardSet) -> list[Section]:
+    """Rank lists of the easiest, the median and the hardest queries of an evaluation."""
     sections = []
     for difficulty in ("easiest", "median", "hardest"):
         pictures = drawings(

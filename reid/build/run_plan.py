@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 
@@ -52,14 +54,19 @@ def describe_plan(experiment: AnyExperiment, shards: ShardSet, *, device: str, r
             + (f", {accumulated} batches an update" if accumulated > 1 else "")
         ),
         "learning rate": _learning_rates(experiment),
-        "model": _model(experiment),
+        "model": describe_model(experiment),
         **_planes(experiment, shards),
         **_parts(experiment, shards),
         "evaluation": f"{_protocol(experiment)} every {evaluation.every_epochs} epoch(s) and at the end, on"
         f" {cluster.evaluation_workers} evaluation worker(s) while training goes on",
     }
+    return as_plan("plan of the run", lines)
+
+
+def as_plan(title: str, lines: Mapping[str, str]) -> str:
+    """A title, and a line for each subject."""
     width = max(map(len, lines))
-    return "plan of the run\n" + "\n".join(f"  {key:<{width}}  {text}" for key, text in lines.items())
+    return f"{title}\n" + "\n".join(f"  {key:<{width}}  {text}" for key, text in lines.items())
 
 
 def _learning_rates(experiment: AnyExperiment) -> str:
@@ -99,7 +106,8 @@ def _protocol(experiment: AnyExperiment) -> str:
             return experiment.evaluation.protocol
 
 
-def _model(experiment: AnyExperiment) -> str:
+def describe_model(experiment: AnyExperiment) -> str:
+    """Network and first weights in a line."""
     if isinstance(experiment, KeypointExperiment):
         model, transform = experiment.model, experiment.data.transform
         return (

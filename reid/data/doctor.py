@@ -17,11 +17,12 @@ from pydantic import Field
 
 from reid.contracts import Record, Settings, Split
 from reid.data.doctor_report import DoctorReport, ImageSummary, KeypointSummary, SplitCount
-from reid.data.file_check import FileCheck, Progress, check_files
+from reid.data.file_check import FileCheck, check_files
 from reid.data.keypoint_labels import OnDuplicate, clean_keypoints, survey_keypoint_files
 from reid.data.plane_table import count_planes
 from reid.data.shard_plan import PackConfig
 from reid.data.survey import Findings, PublishedCount, Severity, Survey, check_keys
+from reid.progress import Progress
 
 PACKING: Final = PackConfig()
 """What the doctor calls unusable is what packing with its defaults would skip."""

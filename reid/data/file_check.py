@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +11,11 @@ from typing import Final
 
 from reid.data.decode import UnreadableImageError
 from reid.data.image_source import read_source_image
+from reid.progress import Progress
 
 CHUNK: Final = 256
 """Files handed to the threads at a time, so that a large data set does not queue up in memory."""
 
-Progress = Callable[[int, int], None]
 """Called with (files done, files in total)."""
 
 

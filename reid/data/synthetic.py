@@ -10,7 +10,7 @@ import json
 import logging
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -26,10 +26,10 @@ from reid.data.synthetic_images import (
     random_stream,
 )
 from reid.data.synthetic_styles import COLOUR_NAMES, TYPE_NAMES, TYPE_NUMBERS
+from reid.progress import Progress
 
 __all__ = ["SyntheticConfig", "SyntheticImage", "draw_vehicle_image", "write_synthetic_veri", "written_config"]
 
-Progress = Callable[[int, int], None]
 """Called with (images written, images in all) after every image."""
 
 CONFIG_FILE: Final = "synthetic.json"

@@ -16,11 +16,10 @@ from reid.evaluation.counting import PIECE, Counter, Float32Array
 from reid.evaluation.metrics import RetrievalMetrics, summarise
 from reid.evaluation.ranking import GalleryIdentities, PositiveRanks, RankSum
 from reid.products import row_products
+from reid.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[int, int], None]
-"""Called with (queries ranked, queries in total) after each block."""
 DistanceChange = Callable[[Float32Array, int, int], None]
 """Changes a block of distances in place, given its first query and its first gallery index; each row by itself."""
 
@@ -146,7 +145,7 @@ def rank_blocks(
         gallery: Features of the gallery.
         remove_junk: Take out entries with the query's identity and camera.
         memory_budget_bytes: For a block of distances and its ranking, beside the features.
-        progress: Called after each block of queries.
+        progress: Called with the queries ranked and all of them, after each block.
 
     Raises:
         ValueError: If features do not fit each other or cannot be compared, or the budget is too small.
@@ -176,7 +175,7 @@ def rank_before_and_after(
         known: (Q, G) cosine distances where somebody has computed them already.
         remove_junk: Take out entries with the query's identity and camera.
         memory_budget_bytes: For a block of distances and its ranking, beside the features and the known distances.
-        progress: Called after each block of queries.
+        progress: Called with the queries ranked and all of them, after each block.
 
     Raises:
         ValueError: If features do not fit each other or cannot be compared, or the budget is too small.
@@ -208,7 +207,7 @@ def rank_by_distances(
         identities: Of the gallery.
         remove_junk: Take out entries with the query's identity and camera.
         memory_budget_bytes: For a block of distances and its ranking.
-        progress: Called after each block of queries.
+        progress: Called with the queries ranked and all of them, after each block.
 
     Raises:
         ValueError: If a distance is NaN, or the budget is too small.

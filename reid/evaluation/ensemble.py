@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from reid.contracts import Embeddings
 from reid.evaluation.counting import Float32Array, Int64Array
-from reid.evaluation.distances import TILE_COLUMNS, TILE_ROWS, Progress, rank_by_distances
+from reid.evaluation.distances import TILE_COLUMNS, TILE_ROWS, rank_by_distances
 from reid.evaluation.ranking import GalleryIdentities, PositiveRanks
 from reid.products import row_products
+from reid.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

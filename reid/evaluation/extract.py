@@ -26,7 +26,6 @@ def extract_features(
     *,
     precision: Literal["float32", "bf16"] = "float32",
     flip: bool = False,
-    progress: Callable[[int], None] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Normalised features of all images, in the order of the batches.
 
@@ -36,7 +35,6 @@ def extract_features(
         device: Where the model is.
         precision: bf16 runs the network under autocast; features are float32 always.
         flip: Average the normalised features of each image and its mirror image.
-        progress: Called with the number of images so far after each batch.
 
     Returns:
         (N, D) float32 of length one, and (N,) int64 rows of the index.
@@ -47,7 +45,6 @@ def extract_features(
     features: list[NDArray[np.float32]] = []
     rows: list[NDArray[np.int64]] = []
     autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
-    num_images = 0
     with torch.inference_mode(), autocast:
         for batch in batches:
             inputs = _inputs(batch.to(device, non_blocking=True))
@@ -57,9 +54,6 @@ def extract_features(
             samples = batch.samples.numpy().astype(np.int64)
             features.append(_checked(values.cpu().numpy(), samples))
             rows.append(samples)
-            num_images += len(samples)
-            if progress is not None:
-                progress(num_images)
     if not features:
         raise ValueError("expected images to embed, got no batch; check split, subset and slice")
     return np.concatenate(features), np.concatenate(rows)

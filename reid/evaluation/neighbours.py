@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from reid.evaluation.counting import BoolArray, Float32Array, Int64Array
 from reid.evaluation.distances import TILE_COLUMNS, TILE_ROWS, padded, tile_distances
+from reid.progress import Progress
 
 Int32Array = NDArray[np.int32]
 
@@ -106,7 +107,11 @@ def triangle_tiles(num_images: int) -> Int64Array:
 
 
 def neighbours_in_tiles(
-    images: Images, num_neighbours: int, tiles: Int64Array, kept: Float32Array | None = None
+    images: Images,
+    num_neighbours: int,
+    tiles: Int64Array,
+    kept: Float32Array | None = None,
+    progress: Progress | None = None,
 ) -> PartialNeighbours:
     """The nearest images within some tiles; `PartialNeighbours.join` puts the workers' parts together.
 
@@ -117,11 +122,14 @@ def neighbours_in_tiles(
         num_neighbours: K, at most the number of images.
         tiles: (T, 2) some of `triangle_tiles`.
         kept: (Q, G) to write the distances of queries to the gallery into, as far as these tiles hold them.
+        progress: Called with the tiles done and all of them.
     """
     nearest = _Nearest(len(images), num_neighbours)
     memory = np.empty(TILE_ROWS * TILE_COLUMNS, np.float32)
     last = None
-    for (top, left), on_diagonal in zip(tiles.tolist(), _is_on_diagonal(tiles).tolist(), strict=True):
+    for number, ((top, left), on_diagonal) in enumerate(
+        zip(tiles.tolist(), _is_on_diagonal(tiles).tolist(), strict=True), start=1
+    ):
         bottom, right = min(top + TILE_ROWS, len(images)), min(left + TILE_COLUMNS, len(images))
         if left != last:
             columns, last = padded(images.block(left, right), TILE_COLUMNS), left
@@ -132,6 +140,8 @@ def neighbours_in_tiles(
             _keep(tile, top, left, kept)
         if not on_diagonal:
             nearest.add_to_columns(tile, top, left)
+        if progress is not None:
+            progress(number, len(tiles))
     return PartialNeighbours(keys=nearest.keys, farthest=nearest.farthest)
 
 

@@ -35,6 +35,7 @@ from reid.evaluation.neighbours import (
     triangle_tiles,
 )
 from reid.evaluation.rerank_config import RerankConfig
+from reid.progress import Progress
 
 _ENCODED_ENTRIES: Final = 1 << 20
 """Rows times images marked at once while encoding: small enough for a core's cache."""
@@ -78,7 +79,11 @@ class Encodings:
 
 
 def rerank(
-    query: Float32Array, gallery: Float32Array, config: RerankConfig, kept: Float32Array | None = None
+    query: Float32Array,
+    gallery: Float32Array,
+    config: RerankConfig,
+    kept: Float32Array | None = None,
+    progress: Progress | None = None,
 ) -> Reranking:
     """All steps in one process.
 
@@ -90,6 +95,7 @@ def rerank(
         gallery: (G, D) features of length 1.
         config: How much is re-ranked.
         kept: (Q, G) to write the cosine distances of the queries to the gallery into, which are met on the way.
+        progress: Called with the tiles of distances done and all of them; what comes after them takes less time.
 
     Raises:
         ValueError: `k1` is not smaller than the number of images.
@@ -97,7 +103,7 @@ def rerank(
     config.check_size(len(query) + len(gallery))
     images = Images(query, gallery)
     tiles = triangle_tiles(len(images))
-    neighbours = PartialNeighbours.join([neighbours_in_tiles(images, config.k1 + 1, tiles, kept)])
+    neighbours = PartialNeighbours.join([neighbours_in_tiles(images, config.k1 + 1, tiles, kept, progress)])
     encodings = encode(images, neighbours, config.k1, 0, len(images))
     expanded = expand(encodings, neighbours, config.k2, 0, len(images))
     return Reranking(

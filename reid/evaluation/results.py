@@ -16,6 +16,8 @@ from reid.evaluation.metrics import RetrievalMetrics
 
 FORMAT_VERSION: Final = 1
 FIGURES: Final = ("mAP", "R1", "R5", "R10", "mINP")
+RERANKED: Final = "+RR"
+"""What the names of figures after re-ranking end with."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +52,7 @@ class RetrievalResult:
         A query count and the trapezoid mAP are no headline figures: see `metrics`.
         """
         after = {} if self.reranked is None else _figures(self.reranked.metrics)
-        return _figures(self.metrics) | {f"{name}+RR": value for name, value in after.items()}
+        return _figures(self.metrics) | {f"{name}{RERANKED}": value for name, value in after.items()}
 
     def headline(self) -> float:
         """The figure by which checkpoints are compared."""
@@ -132,43 +134,54 @@ class ResultRows:
 
 
 def result_rows(results: Sequence[RetrievalResult]) -> ResultRows:
-    """One row per name, protocol and checkpoint; post-processed figures in columns of their own beside the base.
+    """One row per name, protocol and checkpoint; re-ranked figures in columns of their own beside the base.
 
     Raises:
         ValueError: If two results claim the same cells.
     """
     results = [each for result in results for each in (result, result.reranked) if each is not None]
-    kinds = sorted({result.post_processing for result in results}, key=lambda kind: (kind != "none", kind))
     grouped: dict[tuple[str, str, str], dict[str, RetrievalResult]] = {}
     for result in results:
         cells = grouped.setdefault((result.name, result.protocol, result.checkpoint_hash), {})
-        if result.post_processing in cells:
+        if _mark(result) in cells:
             raise ValueError(
-                f"expected one result per row and post-processing, got two of {result.name!r} {result.protocol!r}"
+                f"expected one result per row, and one after re-ranking, got two of {result.name!r} {result.protocol!r}"
             )
-        cells[result.post_processing] = result
+        cells[_mark(result)] = result
+    marks = [mark for mark in ("", RERANKED) if any(mark in cells for cells in grouped.values())]
     named = any(result.name for result in results)
     header = (*(("name",) if named else ()), "protocol", "queries")
-    for kind in kinds:
-        header += FIGURES if kind == "none" else tuple(f"{figure}+RR" for figure in FIGURES)
+    for mark in marks:
+        header += tuple(f"{figure}{mark}" for figure in FIGURES)
     rows = []
     for (name, protocol, _), cells in grouped.items():
         first = next(iter(cells.values()))
         row = [*([name] if named else []), protocol, _queries(first)]
-        for kind in kinds:
-            row += _percents(cells.get(kind))
+        for mark in marks:
+            row += _percents(cells.get(mark))
         rows.append(tuple(row))
+    post = _post_processing([result for result in results if _mark(result)])
     notes = _notes(results)
-    post = dict.fromkeys(f"+RR: {kind}" for kind in kinds if kind != "none")
     trapezoid = dict.fromkeys(_trapezoid(result) for result in results if result.metrics.trapezoid_mAP is not None)
     return ResultRows(header, tuple(rows), (*post, *notes, *trapezoid))
+
+
+def _mark(result: RetrievalResult) -> str:
+    return "" if result.post_processing == "none" else RERANKED
+
+
+def _post_processing(results: Sequence[RetrievalResult]) -> dict[str, None]:
+    """What was done to the re-ranked figures, with the protocol where it is not the same for all."""
+    several = len({result.post_processing for result in results}) > 1
+    return dict.fromkeys(
+        f"{f'{result.protocol}: ' if several else ''}{RERANKED}: {result.post_processing}" for result in results
+    )
 
 
 def _trapezoid(result: RetrievalResult) -> str:
     value = result.metrics.trapezoid_mAP
     assert value is not None
-    kind = "" if result.post_processing == "none" else "+RR"
-    return f"{result.protocol}: official trapezoid mAP{kind} {100 * value:.1f}"
+    return f"{result.protocol}: official trapezoid mAP{_mark(result)} {100 * value:.1f}"
 
 
 def _notes(results: Sequence[RetrievalResult]) -> tuple[str, ...]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeGuard
+from typing import Final, TypeGuard
 
 import numpy as np
 
 from reid.contracts import Embeddings
-from reid.evaluation.distances import LEAST_BUDGET_BYTES, Progress, rank_before_and_after, rank_blocks
+from reid.evaluation.distances import LEAST_BUDGET_BYTES, rank_before_and_after, rank_blocks
 from reid.evaluation.extract import select_embeddings
 from reid.evaluation.metrics import RetrievalMetrics, summarise
 from reid.evaluation.protocols import Trial
@@ -17,6 +17,11 @@ from reid.evaluation.ranking import PositiveRanks
 from reid.evaluation.rerank import rerank
 from reid.evaluation.rerank_config import RerankConfig
 from reid.evaluation.results import RetrievalResult
+from reid.progress import Stages, untold
+
+QUERIES_RANKED: Final = "queries ranked"
+IMAGES_COMPARED: Final = "blocks of images compared for re-ranking"
+"""Stages of ranking."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +48,7 @@ def evaluate_trials(
     queries: Embeddings | None = None,
     rerank_config: RerankConfig | None = None,
     memory_budget_bytes: int = 2**30,
-    progress: Progress | None = None,
+    stages: Stages = untold,
 ) -> list[TrialRanks]:
     """The ranks of each trial, in this process; each trial is re-ranked by itself.
 
@@ -54,7 +59,7 @@ def evaluate_trials(
             stands in the gallery of another trial it keeps that of `embeddings`.
         rerank_config: Also rank after re-ranking.
         memory_budget_bytes: For a block of distances and its ranking.
-        progress: Called after each block of queries.
+        stages: Told of each stage.
 
     Raises:
         ValueError: A trial has too few images for the re-ranking.
@@ -66,7 +71,7 @@ def evaluate_trials(
             remove_junk=trial.remove_junk,
             rerank_config=rerank_config,
             memory_budget_bytes=memory_budget_bytes,
-            progress=progress,
+            stages=stages,
         )
         for trial in trials
     ]
@@ -79,7 +84,7 @@ def rank_queries(
     remove_junk: bool,
     rerank_config: RerankConfig | None = None,
     memory_budget_bytes: int = 2**30,
-    progress: Progress | None = None,
+    stages: Stages = untold,
 ) -> TrialRanks:
     """The ranks of queries, and those after re-ranking where that is asked for.
 
@@ -92,24 +97,28 @@ def rank_queries(
         remove_junk: Take out entries with the query's identity and camera.
         rerank_config: Also rank after re-ranking.
         memory_budget_bytes: For distances and their ranking.
-        progress: Called after each block of queries.
+        stages: Told of each stage.
 
     Raises:
         ValueError: There are too few images for the re-ranking, or features do not fit each other.
     """
     if not changes_ranks(rerank_config):
         base = rank_blocks(
-            query, gallery, remove_junk=remove_junk, memory_budget_bytes=memory_budget_bytes, progress=progress
+            query,
+            gallery,
+            remove_junk=remove_junk,
+            memory_budget_bytes=memory_budget_bytes,
+            progress=stages(QUERIES_RANKED),
         )
         return TrialRanks(base=base, reranked=None if rerank_config is None else base)
     kept = None
     half = memory_budget_bytes // 2
     if 4 * len(query) * len(gallery) <= half and half >= LEAST_BUDGET_BYTES:
         kept, memory_budget_bytes = np.empty((len(query), len(gallery)), np.float32), half
-    change = rerank(query.features, gallery.features, rerank_config, kept).apply
+    change = rerank(query.features, gallery.features, rerank_config, kept, stages(IMAGES_COMPARED)).apply
     base, reranked = rank_before_and_after(
         query, gallery, change, kept, remove_junk=remove_junk, memory_budget_bytes=memory_budget_bytes,
-        progress=progress,
+        progress=stages(QUERIES_RANKED),
     )  # fmt: skip
     return TrialRanks(base=base, reranked=reranked)
 

@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 
 from cluster.dry_run import dry_run
-from cluster.evaluation import EvaluationFailed, evaluate_checkpoint, evaluate_occluded
+from cluster.evaluation import EvaluationFailed, evaluate_checkpoint, evaluate_occluded, evaluate_protocols
 from cluster.trainer import Resume, evaluate_run
 from cluster.trainer import train as train_on_cluster
 from jobs import evaluate
 from reid.build.checkpoints import load_trained_experiment, load_trained_run
+from reid.build.evaluation import IMAGES_EMBEDDED, evaluate_all_here, evaluate_here
 from reid.build.run_folder import open_run
 from reid.config import Experiment, with_overrides
+from reid.evaluation.trials import IMAGES_COMPARED, QUERIES_RANKED
+from reid.progress import Progress
 from reid.storage import Location
 from reid.training.checkpoint import CheckpointStore
 from reid.training.run_lock import RunLock
@@ -41,6 +44,67 @@ def test_an_evaluation_that_runs_too_long_is_given_up(trained: tuple[Experiment,
         evaluate_checkpoint(hurried, trained[1].uri)
     with pytest.raises(EvaluationFailed, match=r"not done after running for 0.001 s"):
         evaluate_occluded(hurried, trained[1].uri, [0.2], seed=0)
+
+
+def test_several_protocols_embed_each_image_once_and_give_the_figures_of_each_alone(
+    trained: tuple[Experiment, Location], local_ray: None
+) -> None:
+    rerank = "evaluation.rerank={k1: 4, k2: 2, weight: 0.3}"
+    both = [with_overrides(trained[0], [f"evaluation.protocol={name}", rerank]) for name in ("veri776", "table")]
+    begun: list[str] = []
+
+    def stages(title: str) -> Progress:
+        begun.append(title)
+        return lambda done, total: None
+
+    found = evaluate_protocols(both, trained[1].uri, "step", stages)
+    begun.clear()  # on workers what is done at once may never be told
+    here = evaluate_all_here(both, trained[1], name="step", stages=stages)
+    assert begun == [IMAGES_EMBEDDED, *[IMAGES_COMPARED, QUERIES_RANKED] * 2]
+    assert [each.result.protocol for each in found] == ["veri776", "table"]
+    for experiment, *each in zip(both, found, here, strict=True):
+        alone = evaluate_here(experiment, trained[1], name="step")
+        for one in each:
+            assert one.result.figures() == alone.result.figures()
+            assert one.examples == alone.examples
+            assert one.settings == alone.settings
+
+
+def test_a_plan_a_table_and_a_page_are_what_an_evaluation_gives(
+    trained: tuple[Experiment, Location],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    page = tmp_path / "page.html"
+    arguments = ["--protocol", "veri776", "--protocol", "table", "--page", str(page), "evaluation.num_rank_lists=3"]
+    monkeypatch.setattr("sys.argv", ["evaluate.py", str(trained[1].local_path), "--no-ray", *arguments])
+    with caplog.at_level("INFO"):
+        assert evaluate.main() == 0
+    plan = next(message for message in caplog.messages if message.startswith("plan of the evaluation"))
+    assert f"{trained[1].name} of tiny: resnet18, random weights, no planes" in plan
+    assert "this process, on the CPU" in plan
+    table = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in table[2:4]] == ["veri776", "table"]
+    text = page.read_text(encoding="utf-8")
+    assert f"{trained[1].name} of tiny" in text
+    assert "veri776: Rank lists: easiest queries" in text
+    assert "table: Rank lists: hardest queries" in text
+    assert text.count("data:image/jpeg;base64,") == 6
+
+
+def test_options_that_an_evaluation_would_not_heed_are_refused(
+    trained: tuple[Experiment, Location], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, words in (
+        (["--page", "page.html", "--occluded", "0.2"], "--page shows the ranking of clean queries"),
+        (["--page", "/gone/page.html"], "--page /gone/page.html: the folder /gone does not exist"),
+        (["evaluation.num_rank_lists=3"], "does nothing to an evaluation with --no-ray without --page"),
+    ):
+        monkeypatch.setattr("sys.argv", ["evaluate.py", str(trained[1].local_path), "--no-ray", *arguments])
+        assert evaluate.main() == 2
+        assert words in capsys.readouterr().err
 
 
 def test_a_dry_run_refuses_what_the_run_would_refuse(
@@ -127,7 +191,7 @@ def test_first_weights_that_do_not_exist_are_refused_before_ray_is_started(tiny_
 def test_protocols_are_checked_before_the_first_one_is_scored(
     trained: tuple[Experiment, Location], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("jobs.evaluate.evaluate_here", lambda *_, **__: pytest.fail("scored"))
+    monkeypatch.setattr("jobs.evaluate.evaluate_all_here", lambda *_, **__: pytest.fail("scored"))
     for protocols, words in (
         (("veri776", "vehicleid-small"), "protocol 'vehicleid-small'"),
         (("veri776", "table", "veri776"), "--protocol veri776 is given twice"),

@@ -136,6 +136,19 @@ def test_base_and_re_ranked_figures_stand_side_by_side():
     assert lines[3] == "note: +RR: re-ranking k1=80 k2=15 lambda=0.2"
 
 
+def test_protocols_that_are_re_ranked_differently_share_the_columns():
+    ours, other = "re-ranking k1=80 k2=15 lambda=0.2", "re-ranking k1=20 k2=6 lambda=0.3"
+    lines = results_table(
+        [
+            result(reranked=result(post_processing=ours, metrics=metrics(0.83))),
+            result(protocol="table", reranked=result(protocol="table", post_processing=other, metrics=metrics(0.82))),
+        ]
+    ).splitlines()
+    assert lines[0].count("mAP+RR") == 1
+    assert [line.split()[7] for line in lines[2:4]] == ["83.0", "82.0"]
+    assert lines[4:6] == [f"note: veri776: +RR: {ours}", f"note: table: +RR: {other}"]
+
+
 def test_a_re_ranked_result_is_part_of_the_base_result():
     both = result(reranked=result(post_processing="re-ranking k1=20 k2=6 lambda=0.3", metrics=metrics(0.83)))
     assert (both.figures()["mAP"], both.figures()["mAP+RR"]) == (0.806, 0.83)
