@@ -169,7 +169,7 @@ def manifest_from_json(data: bytes, source: str) -> Manifest:
     """
     try:
         content = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{source} is not JSON ({error}): the shard set is damaged, pack or copy it again") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version not in {PACKED_SCHEMA, ENRICHED_SCHEMA}:

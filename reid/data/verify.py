@@ -230,7 +230,7 @@ def _verify_offsets(
 def _verify_metadata(key: str, data: bytes, vehicle_id: str, note: Note) -> None:
     try:
         metadata = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         note("bad_metadata", f"json of {key!r}: {error}")
         return
     if not isinstance(metadata, dict) or metadata.get("vehicle_id") != vehicle_id:

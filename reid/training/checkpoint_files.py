@@ -123,7 +123,7 @@ def tensors_from_bytes(data: bytes, source: str) -> dict[str, Tensor]:
     try:
         json.loads(data[8 : 8 + length], object_pairs_hook=_refuse_duplicates)
         tensors: dict[str, Tensor] = safetensors.torch.load(data)
-    except (ValueError, safetensors.SafetensorError) as error:
+    except (ValueError, RecursionError, safetensors.SafetensorError) as error:
         raise CheckpointDamagedError("format", f"{source} is not a safetensors file: {error}") from error
     return tensors
 
@@ -150,7 +150,7 @@ def json_from_bytes(data: bytes, source: str) -> dict[str, Any]:
     """
     try:
         content = json.loads(data, object_pairs_hook=_refuse_duplicates)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter of JSON that is nested without end
         raise CheckpointDamagedError("format", f"{source} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointDamagedError("format", f"{source} holds a {type(content).__name__}, expected an object")

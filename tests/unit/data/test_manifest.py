@@ -112,6 +112,12 @@ def test_options_of_the_reader_are_recorded_beside_the_content() -> None:
     assert manifest_from_json(manifest_to_json(told), "m.json") == told
 
 
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"[" * 100_000])
+def test_what_is_no_json_is_no_manifest(data: bytes) -> None:
+    with pytest.raises(ValueError, match="m.json is not JSON"):
+        manifest_from_json(data, "m.json")
+
+
 def test_a_manifest_of_a_newer_schema_is_refused_by_its_number() -> None:
     content = json.loads(manifest_to_json(make_manifest())) | {"schema_version": 3}
     with pytest.raises(ValueError, match="schema 3, this program reads schema 1 and 2"):

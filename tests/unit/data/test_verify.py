@@ -194,7 +194,7 @@ def test_a_sample_with_a_missing_half_is_found(folder: Path, ending: str) -> Non
     assert any(gone[0].partition(".")[0] in problem.detail for problem in report.problems)
 
 
-@pytest.mark.parametrize("data", [b"[]", b"{", b"\xff", b'{"vehicle_id": "9999"}', b"{}"])
+@pytest.mark.parametrize("data", [b"[]", b"{", b"\xff", b'{"vehicle_id": "9999"}', b"{}", b"[" * 100_000])
 def test_metadata_that_does_not_belong_to_the_image_is_found(folder: Path, data: bytes) -> None:
     rewrite(folder, lambda members: [(name, data if name.endswith(".json") else old) for name, old in members])
     assert "bad_metadata" in kinds(verify_shards(folder))

@@ -62,13 +62,14 @@ def test_a_name_that_occurs_twice_is_refused() -> None:
         b"\x80\x04.",
         struct.pack("<Q", 2**40) + b"{}",
         _safetensors("{", b""),
+        _safetensors("[" * 100_000, b""),
         _safetensors('{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}', b"only"),
         _safetensors(
             '{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"b":{"dtype":"U8","shape":[2],"data_offsets":[1,3]}}',
             b"abc",
         ),
     ],
-    ids=["empty", "pickle", "tebibyte header", "broken header", "truncated", "overlap"],
+    ids=["empty", "pickle", "tebibyte header", "broken header", "header without end", "truncated", "overlap"],
 )
 def test_what_is_no_safetensors_file_is_refused(data: bytes) -> None:
     with pytest.raises(CheckpointDamagedError, match="file is not a safetensors file") as caught:
@@ -78,7 +79,7 @@ def test_what_is_no_safetensors_file_is_refused(data: bytes) -> None:
 
 def test_json_is_strict() -> None:
     assert json_from_bytes(json_to_bytes({"a": 0.1 + 0.2}), "file") == {"a": 0.1 + 0.2}
-    for text in ("", "[1]", '{"a": 1, "a": 2}', "{'a': 1}"):
+    for text in ("", "[1]", '{"a": 1, "a": 2}', "{'a': 1}", "[" * 100_000):
         with pytest.raises(CheckpointDamagedError):
             json_from_bytes(text.encode(), "file")
     with pytest.raises(ValueError, match="Out of range float"):
