@@ -114,7 +114,7 @@ def test_options_of_the_reader_are_recorded_beside_the_content() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"[" * 100_000])
 def test_what_is_no_json_is_no_manifest(data: bytes) -> None:
-    with pytest.raises(ValueError, match="m.json is not JSON"):
+    with pytest.raises(ValueError, match=r"m\.json is not JSON"):
         manifest_from_json(data, "m.json")
 
 
