@@ -32,7 +32,7 @@ from reid.evaluation.rerank_config import RerankConfig
 from reid.evaluation.trials import IMAGES_COMPARED, QUERIES_RANKED, TrialRanks, changes_ranks, rank_queries
 from reid.progress import Stages, untold
 
-LEAST_BUDGET_BYTES = 32 << 20
+LEAST_BYTES_OF_A_WORKER = 32 << 20
 """What ranking a block needs at the least; many workers on one small budget get this much each."""
 
 
@@ -58,7 +58,7 @@ def rank_trial(
         TimeoutError: It took longer.
     """
     workers = experiment.cluster.evaluation_workers
-    budget = max((experiment.evaluation.memory_budget_mb << 20) // workers, LEAST_BUDGET_BYTES)
+    budget = max((experiment.evaluation.memory_budget_mb << 20) // workers, LEAST_BYTES_OF_A_WORKER)
     config = experiment.evaluation.rerank
     query = select_embeddings(queries, trial.query_rows)
     gallery = select_embeddings(galleries, trial.gallery_rows)
