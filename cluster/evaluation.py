@@ -2,8 +2,8 @@
 
 A keypoint detector's images are slices likewise, of which each worker finds the peaks.
 
-A coordinating task (no CPU of its own) hands out slices; a worker that dies is replaced by Ray and only its slice
-repeated. Nothing here can harm the training that goes on beside it.
+Beside a training a coordinating task (no CPU of its own) hands out slices, else the caller does, which waits anyway; a
+worker that dies is replaced by Ray and only its slice repeated. Nothing here can harm the training that goes on.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from reid.build.keypoint_evaluation import (
     predict_rows,
 )
 from reid.build.occlusion import SeverityResult, evaluate_severities
-from reid.config import AnyExperiment, KeypointExperiment, ReidExperiment, experiment_of
+from reid.config import AnyExperiment, KeypointExperiment, ReidExperiment, experiment_of, retrievals_of
 from reid.contracts import Embeddings
 from reid.data.occlusion import OcclusionConfig
 from reid.data.shard_set import ShardSet
 from reid.evaluation.extract import join_embeddings
 from reid.evaluation.keypoint_prediction import PredictedPeaks, join_peaks
 from reid.evaluation.protocols import Trial
-from reid.evaluation.trials import TrialRanks
+from reid.evaluation.trials import TrialRanks, trial_label
 from reid.progress import Stages, untold
 from reid.storage import open_location
 
@@ -84,7 +84,7 @@ class PendingEvaluation:
 
 @contextmanager
 def _failures_in_words() -> Iterator[None]:
-    """EvaluationFailed for what a task died of; a wait that ended in vain stays what it is."""
+    """EvaluationFailed for what an evaluation died of, in a task or here; a wait in vain stays what it is."""
     try:
         yield
     except GetTimeoutError:
@@ -95,9 +95,9 @@ def _failures_in_words() -> Iterator[None]:
             cause = cause.cause
         raise EvaluationFailed(str(cause).strip() or type(cause).__name__) from error
     except (RayError, TimeoutError) as error:
-        raise EvaluationFailed(str(error).strip().splitlines()[0]) from error
-    except (ValueError, OSError) as error:  # of the coordinator itself, in this process
-        raise EvaluationFailed(words_of(error)) from error
+        raise EvaluationFailed((str(error).strip() or type(error).__name__).splitlines()[0]) from error
+    except Exception as error:  # of the coordination itself, in this process
+        raise EvaluationFailed(words_of(error).strip() or type(error).__name__) from error
 
 
 def start_evaluation(experiment: AnyExperiment, checkpoint: str, name: str = "") -> PendingEvaluation:
@@ -127,7 +127,7 @@ def evaluate_protocols(
         stages: Told how far it is.
 
     Raises:
-        EvaluationFailed: It failed, or a protocol took longer than its limit.
+        EvaluationFailed: It failed, or took longer than the limit times the number of protocols.
     """
     with _failures_in_words():
         return _evaluate(experiments, checkpoint, name or experiments[0].name, _board(stages))
@@ -148,6 +148,12 @@ def evaluate_occluded(
     """
     occlusions = [OcclusionConfig(severity=severity, seed=seed) for severity in severities]
     allowance, board = Allowance(experiment.cluster.evaluation_timeout_seconds), _board(stages)
+    labels = [experiment.evaluation.protocol, ""]
+
+    def announce(queries: str) -> None:
+        labels[1] = queries
+        if board is not None:
+            board.about(*labels)
 
     def embed(rows: NDArray[np.int64], occlusion: OcclusionConfig | None) -> Embeddings:
         nonlocal allowance
@@ -155,13 +161,14 @@ def evaluate_occluded(
         return join_embeddings(_in_slices(_embed, experiment, checkpoint, rows, allowance, occlusion, board=board))
 
     def rank(trials: Sequence[Trial], queries: Embeddings, gallery: Embeddings) -> Sequence[TrialRanks]:
-        return [rank_trial(experiment, trial, queries, gallery, allowance, board) for trial in trials]
+        return _rank_trials(experiment, trials, queries, gallery, allowance, board, *labels)
 
     with _failures_in_words(), open_data(experiment, verify="sizes") as shards:
         trained = identify_checkpoint(open_location(checkpoint))
         return evaluate_severities(
-            experiment, trained, shards, occlusions, embed=embed, rank=rank, name=name or experiment.name
-        )
+            experiment, trained, shards, occlusions, embed=embed, rank=rank, name=name or experiment.name,
+            announce=announce,
+        )  # fmt: skip
 
 
 @ray.remote(num_cpus=0, max_retries=2)
@@ -178,8 +185,7 @@ def _evaluate(
             case KeypointExperiment() as detector:
                 return [_evaluate_detector(detector, shards, trained, checkpoint, name, board)]
             case _:
-                retrievals = [each for each in experiments if not isinstance(each, KeypointExperiment)]
-                return _evaluate_retrieval(retrievals, shards, trained, checkpoint, name, board)
+                return _evaluate_retrieval(retrievals_of(experiments), shards, trained, checkpoint, name, board)
 
 
 def _evaluate_retrieval(
@@ -190,18 +196,33 @@ def _evaluate_retrieval(
     name: str,
     board: ProgressBoard | None,
 ) -> list[Evaluation]:
-    allowance = Allowance(experiments[0].cluster.evaluation_timeout_seconds)
+    allowance = Allowance(experiments[0].cluster.evaluation_timeout_seconds * len(experiments))
 
     def embed(rows: NDArray[np.int64]) -> Embeddings:
         return join_embeddings(_in_slices(_embed, experiments[0], checkpoint, rows, allowance, board=board))
 
     def rank(experiment: ReidExperiment, trials: Sequence[Trial], embeddings: Embeddings) -> list[TrialRanks]:
-        nonlocal allowance
-        if experiment is not experiments[0]:
-            allowance = Allowance(experiment.cluster.evaluation_timeout_seconds)  # of each protocol
-        return [rank_trial(experiment, trial, embeddings, embeddings, allowance, board) for trial in trials]
+        label = experiment.evaluation.protocol
+        return _rank_trials(experiment, trials, embeddings, embeddings, allowance, board, label)
 
     return evaluate_all(experiments, trained, shards, embed=embed, rank=rank, name=name)
+
+
+def _rank_trials(
+    experiment: ReidExperiment,
+    trials: Sequence[Trial],
+    queries: Embeddings,
+    galleries: Embeddings,
+    allowance: Allowance,
+    board: ProgressBoard | None,
+    *labels: str,
+) -> list[TrialRanks]:
+    ranks = []
+    for number, trial in enumerate(trials, start=1):
+        if board is not None:
+            board.about(*labels, trial_label(number, len(trials)))
+        ranks.append(rank_trial(experiment, trial, queries, galleries, allowance, board))
+    return ranks
 
 
 def _board(stages: Stages) -> ProgressBoard | None:

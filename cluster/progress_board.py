@@ -14,7 +14,7 @@ from typing import Any, Final
 import ray
 from ray.exceptions import RayError
 
-from reid.progress import Progress, Stages
+from reid.progress import Progress, Stages, labelled
 
 SECONDS_BETWEEN_COUNTS: Final = 1.0
 """Each task writes no more often, and the driver reads no more often."""
@@ -28,11 +28,8 @@ class BoardPlace:
     """Handle of the actor."""
     number: int
 
-    def stages(self) -> Stages:
-        """What the task's function is told to tell."""
-        return self._begin
-
-    def _begin(self, title: str) -> Progress:
+    def begin(self, title: str) -> Progress:
+        """Begins a stage of the task; writes now and then, and at the end."""
         last = -SECONDS_BETWEEN_COUNTS
 
         def note(done: int, total: int) -> None:
@@ -55,9 +52,13 @@ class ProgressBoard:
             stages: Whom to tell.
         """
         self._board = _Board.remote()  # type: ignore[attr-defined]
-        self._stages = stages
+        self._told = self._stages = stages
         self._progress: dict[str, Progress] = {}
         self._numbers = range(0)
+
+    def about(self, *labels: str) -> None:
+        """What the titles of the next tasks say beside what they count."""
+        self._stages = labelled(self._told, *labels)
 
     def places(self, num_tasks: int) -> list[BoardPlace]:
         """Places for tasks that share some work about evenly; what others wrote before is done."""

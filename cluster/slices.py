@@ -128,4 +128,4 @@ def start_slice(
 def _announced(function: Callable[..., Any], place: BoardPlace | None, *arguments: Any) -> Iterator[Any]:
     # Always the same two: of a task that is repeated, Ray hands on from where the first try came to.
     yield None
-    yield function(*arguments) if place is None else function(*arguments, stages=place.stages())
+    yield function(*arguments) if place is None else function(*arguments, stages=place.begin)

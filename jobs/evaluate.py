@@ -7,9 +7,9 @@
 
 Data set and settings are those of the run that trained the checkpoint unless key=value overrides say otherwise. Prints
 the plan, progress and one table; `--output` writes figures, protocol and hashes as JSON, `--page` one HTML file with
-rank lists of easy, median and hard queries. Images that several protocols share are embedded once. A run that still
-trains keeps the checkpoint as long as it is evaluated. Exit codes as for training: 0, 2 (call), 3 (data), 4 (failed),
-130 (Ctrl-C), 143 (SIGTERM).
+rank lists of easy, median and hard queries. Images that several protocols share are embedded once (but not with
+--occluded). A run that still trains keeps the checkpoint as long as it is evaluated. Exit codes as for training: 0,
+2 (call), 3 (data), 4 (failed), 130 (Ctrl-C), 143 (SIGTERM).
 
 --occluded SEVERITY also evaluates queries of which a colour patch covers that share of the area (0.2: 20 %), one patch
 an image, its place, aspect and colour drawn from the image's key and --occluded-seed, larger severities around smaller
@@ -42,7 +42,7 @@ from reid.build.evaluation_plan import describe_evaluation
 from reid.build.keypoint_evaluation import evaluate_keypoints_here
 from reid.build.progress import progress_bars
 from reid.build.results import print_results
-from reid.config import AnyExperiment, KeypointExperiment, with_overrides
+from reid.config import AnyExperiment, KeypointExperiment, retrievals_of, with_overrides
 from reid.evaluation.protocols import PROTOCOLS
 from reid.evaluation.rerank_config import read_reranking
 from reid.progress import Stages
@@ -77,13 +77,16 @@ def main() -> int:
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file to write")
     parser.add_argument(
-        "--page", type=Path, metavar="FILE.html", help="page to write: figures, and rank lists of some queries"
+        "--page",
+        type=Path,
+        metavar="FILE.html",
+        help="page to write: figures, those of the last protocol on top, and rank lists of some queries",
     )
     add_occlusion_arguments(parser)
     parser.add_argument("--no-ray", action="store_true", help="evaluate in this process")
     arguments = parser.parse_intermixed_args()
     set_up_logging()
-    return exit_code(lambda: _evaluate(arguments))
+    return exit_code(lambda: _evaluate(arguments), "give the command again")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -93,12 +96,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         raise ValueError(
             f"{shaped[0]}: the checkpoint was trained without it; evaluation can change how it is evaluated"
         )
-    unread = IDLE + (("cluster.",) if arguments.no_ray else ()) + (() if arguments.page else SHOWN_ON_THE_PAGE)
-    idle = [text for text in arguments.overrides if text.startswith(unread)]
-    if idle:
-        on_what = "an evaluation" + (" with --no-ray" if arguments.no_ray else "")
-        on_what += "" if arguments.page else " without --page"
-        raise ValueError(f"{idle[0]} does nothing to {on_what}: remove it")
+    _refuse_idle(arguments)
     check_output_file("--output", arguments.output)
     check_output_file("--page", arguments.page)
     if arguments.page and arguments.occluded:
@@ -115,7 +113,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             experiments = [with_overrides(trained, [f"evaluation.protocol={name}"]) for name in arguments.protocol]
     if arguments.rerank:
         experiments = [_with_reranking(experiment, arguments.rerank) for experiment in experiments]
-    plan = _plan(arguments, experiments, location)
+    plan = _plan(arguments, experiments, location, occluded)
     logger.info("%s", plan)
     with held(location, "evaluate"):
         if occluded is not None:
@@ -124,13 +122,30 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             _evaluate_plain(arguments, experiments, location, plan)
 
 
-def _plan(arguments: argparse.Namespace, experiments: Sequence[AnyExperiment], location: Location) -> str:
+def _refuse_idle(arguments: argparse.Namespace) -> None:
+    """ValueError for overrides that this evaluation would not read."""
+    for text in arguments.overrides:
+        if text.startswith(IDLE):
+            raise ValueError(f"{text} does nothing to an evaluation: remove it")
+        if arguments.no_ray and text.startswith("cluster."):
+            raise ValueError(f"{text} does nothing to an evaluation with --no-ray: remove one of them")
+        if text.startswith(SHOWN_ON_THE_PAGE) and not arguments.page:
+            raise ValueError(f"{text} is about the page of an evaluation: give --page FILE.html, too, or remove it")
+
+
+def _plan(
+    arguments: argparse.Namespace,
+    experiments: Sequence[AnyExperiment],
+    location: Location,
+    occluded: OcclusionJob | None,
+) -> str:
     """What will be done; refuses a protocol that the data set has no images for before any other one costs hours."""
     cluster = experiments[0].cluster
     workers = f"{cluster.evaluation_workers} evaluation worker(s), {describe_evaluation_worker(cluster)} each"
     where = "this process, on the CPU" if arguments.no_ray else workers
     with open_data(experiments[0], verify="sizes") as shards:
-        return describe_evaluation(experiments, location, shards, where=where)
+        severities = () if occluded is None else occluded.severities
+        return describe_evaluation(experiments, location, shards, where=where, severities=severities)
 
 
 @contextmanager
@@ -164,9 +179,8 @@ def _evaluate_plain(
 def _evaluate_occluded(
     arguments: argparse.Namespace, experiments: Sequence[AnyExperiment], location: Location, job: OcclusionJob
 ) -> None:
-    retrievals = [experiment for experiment in experiments if not isinstance(experiment, KeypointExperiment)]
     with _workers(arguments, experiments), progress_bars() as stages:
-        results = job.evaluate(retrievals, location, ray=not arguments.no_ray, stages=stages)
+        results = job.evaluate(retrievals_of(experiments), location, ray=not arguments.no_ray, stages=stages)
     print(print_results([found.result for found in results]))
     if arguments.output:
         arguments.output.write_text(json.dumps([found.to_json() for found in results], indent=1, allow_nan=False))
@@ -188,8 +202,7 @@ def _evaluate_here(experiments: Sequence[AnyExperiment], location: Location, sta
         case KeypointExperiment() as detector:
             return [evaluate_keypoints_here(detector, location, name=location.name, stages=stages)]
         case _:
-            retrievals = [each for each in experiments if not isinstance(each, KeypointExperiment)]
-            return evaluate_all_here(retrievals, location, name=location.name, stages=stages)
+            return evaluate_all_here(retrievals_of(experiments), location, name=location.name, stages=stages)
 
 
 if __name__ == "__main__":

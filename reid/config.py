@@ -95,7 +95,8 @@ class ClusterConfig(Settings):
     evaluation_timeout_seconds: float = Field(3600.0, gt=0)
     """An evaluation that runs for longer, embedding and ranking together, is given up; training is not touched. Only
     time in which one of its tasks runs counts, not the wait until training leaves resources. Of occluded queries each
-    severity, and of the pixel-space ensemble each network, may take as long."""
+    severity, and of the pixel-space ensemble each network, may take as long; several protocols of one evaluation
+    together take so many times as long."""
 
 
 class MetricsConfig(Settings):
@@ -345,6 +346,11 @@ ReidExperiment = Experiment | PANetExperiment | PMNetExperiment
 AnyExperiment = ReidExperiment | KeypointExperiment
 """A run of any kind. Whoever needs to know which matches on it; most code does not."""
 SomeExperiment = TypeVar("SomeExperiment", bound=AnyExperiment)
+
+
+def retrievals_of(experiments: Sequence[AnyExperiment]) -> list[ReidExperiment]:
+    """Those that are evaluated by who is found: all but a keypoint detector's."""
+    return [experiment for experiment in experiments if not isinstance(experiment, KeypointExperiment)]
 
 
 def experiment_of(values: Mapping[str, Any]) -> AnyExperiment:

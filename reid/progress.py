@@ -13,3 +13,11 @@ Stages = Callable[[str], Progress]
 def untold(_: str) -> Progress:
     """Stages that nobody is told of."""
     return lambda done, total: None
+
+
+def labelled(stages: Stages, *labels: str) -> Stages:
+    """Stages whose titles also say what they belong to: "queries ranked, trial 3 of 10". Empty labels do not count."""
+    labels = tuple(filter(None, labels))
+    if stages is untold or not labels:
+        return stages
+    return lambda title: stages(", ".join((title, *labels)))

@@ -29,7 +29,7 @@ from reid.evaluation.ranking import PositiveRanks
 from reid.evaluation.results import RetrievalResult
 from reid.evaluation.trials import TrialRanks, check_reranking, evaluate_trials, make_result
 from reid.models.pmnet import PMNet
-from reid.progress import Progress, Stages, untold
+from reid.progress import Progress, Stages, labelled, untold
 from reid.storage import Location
 
 IMAGES_EMBEDDED: Final = "images embedded"
@@ -227,7 +227,7 @@ def evaluate_all_here(
                 trials,
                 rerank_config=experiment.evaluation.rerank,
                 memory_budget_bytes=experiment.evaluation.memory_budget_mb << 20,
-                stages=stages,
+                stages=labelled(stages, experiment.evaluation.protocol),
             ),
             name=name,
         )

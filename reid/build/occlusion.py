@@ -26,7 +26,7 @@ from reid.data.shard_set import ShardSet
 from reid.evaluation.protocols import Trial, rows_of_trials
 from reid.evaluation.results import RetrievalResult
 from reid.evaluation.trials import TrialRanks, evaluate_trials
-from reid.progress import Stages, untold
+from reid.progress import Stages, labelled, untold
 from reid.storage import Location
 
 CURVE = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
@@ -113,6 +113,12 @@ def evaluate_occluded_here(
     """All severities in this process and on the CPU; evaluation workers give the same figures."""
     device = torch.device("cpu")
     budget = experiment.evaluation.memory_budget_mb << 20
+    told = stages
+
+    def announce(queries: str) -> None:
+        nonlocal told
+        told = labelled(stages, experiment.evaluation.protocol, queries)
+
     with open_data(experiment) as shards:
         trained = load_trained_model(checkpoint, device)
         return evaluate_severities(
@@ -120,16 +126,17 @@ def evaluate_occluded_here(
             trained,
             shards,
             [OcclusionConfig(severity=severity, seed=seed) for severity in severities],
-            embed=lambda rows, occlusion: embed_rows(experiment, trained, shards, rows, device, occlusion, stages),
+            embed=lambda rows, occlusion: embed_rows(experiment, trained, shards, rows, device, occlusion, told),
             rank=lambda trials, queries, gallery: evaluate_trials(
                 gallery,
                 trials,
                 queries=queries,
                 rerank_config=experiment.evaluation.rerank,
                 memory_budget_bytes=budget,
-                stages=stages,
+                stages=told,
             ),
             name=name,
+            announce=announce,
         )
 
 
@@ -142,6 +149,7 @@ def evaluate_severities(
     embed: EmbedRows,
     rank: RankTrials,
     name: str,
+    announce: Callable[[str], None] | None = None,
 ) -> tuple[SeverityResult, ...]:
     """Clean queries and each severity, wherever embedding and ranking take place.
 
@@ -153,6 +161,7 @@ def evaluate_severities(
         embed: Features of rows of the index.
         rank: Ranks of all trials.
         name: Of the checkpoint, for tables.
+        announce: Told which queries come next, in words.
 
     Raises:
         DataError: The data set's queries are occluded already.
@@ -164,9 +173,13 @@ def evaluate_severities(
     query_rows = np.unique(np.concatenate([trial.query_rows for trial in trials]))
     without_lists = with_overrides(experiment, ["evaluation.num_rank_lists=0"])
     found: list[SeverityResult] = []
+    announce = announce or (lambda _: None)
     began = time.monotonic()
+    announce("clean queries")
     clean = embed(rows_of_trials(trials), None)
     for occlusion in (None, *occlusions):
+        if occlusion is not None:
+            announce(f"queries {100 * occlusion.severity:g} % occluded")
         queries = clean if occlusion is None else embed(query_rows, occlusion)
         ranks = rank(trials, queries, clean)
         seconds = time.monotonic() - began

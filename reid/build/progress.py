@@ -23,18 +23,22 @@ SECONDS_BETWEEN_LINES: Final = 30.0
 
 @contextmanager
 def progress_bars(clock: Callable[[], float] = time.monotonic) -> Iterator[Stages]:
-    """A bar for each stage on standard error for the time of a `with` block, gone afterwards; off a terminal lines.
+    """A bar for the newest stage on standard error for the time of a `with` block, gone afterwards.
+
+    Off a terminal there are lines in the log, no two of them within `SECONDS_BETWEEN_LINES`.
 
     Args:
         clock: Seconds.
     """
     if not sys.stderr.isatty():
-        yield lambda title: _lines(title, clock)
+        yield _Lines(clock).begin
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
 
         def begin(title: str) -> Progress:
+            for earlier in bars.task_ids:
+                bars.remove_task(earlier)
             task = bars.add_task(title, total=None)
             return lambda done, total: bars.update(task, completed=done, total=total)
 
@@ -53,16 +57,22 @@ def progress_bar(title: str, clock: Callable[[], float] = time.monotonic) -> Ite
         yield begin(title)
 
 
-def _lines(title: str, clock: Callable[[], float]) -> Progress:
-    began = last = clock()
+class _Lines:
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._last: float | None = None
 
-    def tell(done: int, total: int) -> None:
-        nonlocal last
-        now = clock()
-        if now - last < SECONDS_BETWEEN_LINES or not done:
-            return
-        last = now
-        left = (now - began) / done * (total - done)
-        logger.info("%s: %s of %s, about %.0f min left", title, f"{done:,}", f"{total:,}", left / 60)
+    def begin(self, title: str) -> Progress:
+        began = self._clock()
+        if self._last is None:
+            self._last = began
 
-    return tell
+        def tell(done: int, total: int) -> None:
+            now = self._clock()
+            if now - (self._last or 0.0) < SECONDS_BETWEEN_LINES or not done:
+                return
+            self._last = now
+            left = (now - began) / done * (total - done)
+            logger.info("%s: %s of %s, about %.0f min left", title, f"{done:,}", f"{total:,}", left / 60)
+
+        return tell

@@ -106,24 +106,25 @@ def _protocol(experiment: AnyExperiment) -> str:
             return experiment.evaluation.protocol
 
 
-def describe_model(experiment: AnyExperiment) -> str:
-    """Network and first weights in a line."""
+def describe_model(experiment: AnyExperiment, *, with_first_weights: bool = True) -> str:
+    """The network in a line, and where it starts from."""
     if isinstance(experiment, KeypointExperiment):
         model, transform = experiment.model, experiment.data.transform
-        return (
+        parts = [
             f"hourglass, {model.num_stacks} stacks of {model.channels} channels, heat maps"
             f" {transform.width // STEM_STRIDE}x{transform.height // STEM_STRIDE}, sigma {experiment.loss.sigma:g},"
-            f" invisible points {experiment.loss.invisible}, {_weights(model.weights)}"
-        )
+            f" invisible points {experiment.loss.invisible}"
+        ]
+        return ", ".join([*parts, _weights(model.weights)] if with_first_weights else parts)
     backbone = experiment.model.backbone
-    weights = _weights(backbone.weights)
+    network = f"{backbone.name}, {_weights(backbone.weights)}" if with_first_weights else backbone.name
     if isinstance(experiment, PANetExperiment):
-        return f"{backbone.name}, {weights}, PANet: identities and masks"
+        return f"{network}, PANet: identities and masks"
     if isinstance(experiment, PMNetExperiment):
-        return f"{backbone.name}, {weights}, {_heads(experiment)}"
+        return f"{network}, {_heads(experiment)}"
     if experiment.model.planes is None:
-        return f"{backbone.name}, {weights}, no planes: the plain baseline"
-    return f"{backbone.name}, {weights}, PPT planes with weights {experiment.loss.planes.plane_weights}"
+        return f"{network}, no planes: the plain baseline"
+    return f"{network}, PPT planes with weights {experiment.loss.planes.plane_weights}"
 
 
 def _heads(experiment: PMNetExperiment) -> str:

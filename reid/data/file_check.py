@@ -16,8 +16,6 @@ from reid.progress import Progress
 CHUNK: Final = 256
 """Files handed to the threads at a time, so that a large data set does not queue up in memory."""
 
-"""Called with (files done, files in total)."""
-
 
 @dataclass(frozen=True, slots=True)
 class FileCheck:

@@ -30,8 +30,6 @@ from reid.progress import Progress
 
 __all__ = ["SyntheticConfig", "SyntheticImage", "draw_vehicle_image", "write_synthetic_veri", "written_config"]
 
-"""Called with (images written, images in all) after every image."""
-
 CONFIG_FILE: Final = "synthetic.json"
 """Beside the images: the configuration they were drawn with."""
 

@@ -102,8 +102,8 @@ def padded(features: Float32Array, num_rows: int) -> Tensor:
 def block_shape(num_queries: int, gallery_size: int, memory_budget_bytes: int) -> tuple[int, int]:
     """Rows and columns of the blocks of distances that fit the budget.
 
-    Whole rows of the gallery where half a tile's height of queries fits, more of them in whole tiles; else the gallery
-    is cut as well, at twice the matrix products.
+    Whole rows of the gallery where half a tile of queries fits, or half of all, more of them in whole tiles; else the
+    gallery is cut as well, at twice the matrix products.
 
     >>> block_shape(10_000, 128_517, 256 * 2**20), block_shape(10_000, 128_517, 128 * 2**20)
     ((256, 128517), (212, 128517))
@@ -117,14 +117,14 @@ def block_shape(num_queries: int, gallery_size: int, memory_budget_bytes: int) -
             f"expected a memory budget of at least {-(-LEAST_BUDGET_BYTES // 2**20)} MB for ranking, "
             f"got {memory_budget_bytes / 2**20:.1f} MB; raise evaluation.memory_budget_mb"
         )
-    rows = available // (4 * gallery_size)
+    rows, height = available // (4 * gallery_size), min(TILE_ROWS, num_queries)
     if rows >= num_queries:
         return num_queries, gallery_size
     if rows >= TILE_ROWS:
         return rows - rows % TILE_ROWS, gallery_size
-    if rows >= TILE_ROWS // 2:
+    if rows >= height / 2:
         return rows, gallery_size
-    return min(TILE_ROWS, num_queries), available // (4 * TILE_ROWS) // TILE_COLUMNS * TILE_COLUMNS
+    return height, available // (4 * height) // TILE_COLUMNS * TILE_COLUMNS
 
 
 def rank_blocks(
@@ -180,7 +180,8 @@ def rank_before_and_after(
     Raises:
         ValueError: If features do not fit each other or cannot be compared, or the budget is too small.
     """
-    blocks = _cosine_blocks(query, gallery) if known is None else _blocks_of(known)
+    computed = _cosine_blocks(query, gallery)
+    blocks = computed if known is None else _blocks_of(known)
     before, after = _rank(
         blocks, query.vehicle_ids, query.camera_ids, _identities(gallery), (change,),
         remove_junk, memory_budget_bytes, progress,
@@ -262,6 +263,12 @@ def _rank(
 
 def _cosine_blocks(query: Embeddings, gallery: Embeddings) -> BlockDistances:
     """Cosine distances of features that fit each other and have length one."""
+    check_comparable(query, gallery)
+    return lambda rows, columns, out: cosine_distances(query.features[rows], gallery.features[columns], out=out)
+
+
+def check_comparable(query: Embeddings, gallery: Embeddings) -> None:
+    """ValueError for features that do not fit each other or are not of length one."""
     if query.features.shape[1:] != gallery.features.shape[1:]:
         raise ValueError(
             f"expected features of one size, got {query.features.shape[1:]} for the queries and "
@@ -269,7 +276,6 @@ def _cosine_blocks(query: Embeddings, gallery: Embeddings) -> BlockDistances:
         )
     _check_lengths(query.features, "query features")
     _check_lengths(gallery.features, "gallery features")
-    return lambda rows, columns, out: cosine_distances(query.features[rows], gallery.features[columns], out=out)
 
 
 def _blocks_of(distances: Float32Array) -> BlockDistances:

@@ -1,7 +1,8 @@
 """The nearest neighbours of every image among all images, queries and gallery alike, without an N x N matrix.
 
-Distances are computed in tiles that are looked at once and dropped. A tile off the diagonal serves both its rows and
-its columns, which halves the work: the bits of a distance do not depend on which of the two features is the query's.
+Distances are computed in tiles that are looked at once and dropped, but for those of queries to the gallery where they
+are to be kept. A tile off the diagonal serves both its rows and its columns, which halves the work: the bits of a
+distance do not depend on which of the two features is the query's.
 
 Convention: image `i` is query `i` for `i < Q` and gallery image `i - Q` from there on; neighbours are ordered by
 `(distance, image)`. An image is among its own neighbours, usually the first, at a distance of 0 up to rounding.

@@ -170,12 +170,26 @@ def _mark(result: RetrievalResult) -> str:
     return "" if result.post_processing == "none" else RERANKED
 
 
-def _post_processing(results: Sequence[RetrievalResult]) -> dict[str, None]:
-    """What was done to the re-ranked figures, with the protocol where it is not the same for all."""
-    several = len({result.post_processing for result in results}) > 1
-    return dict.fromkeys(
-        f"{f'{result.protocol}: ' if several else ''}{RERANKED}: {result.post_processing}" for result in results
+def _post_processing(results: Sequence[RetrievalResult]) -> list[str]:
+    """What was done to the re-ranked figures; where it is not the same for all, by protocol, or by name too."""
+    protocols: dict[str, dict[str, None]] = {}
+    for result in results:
+        protocols.setdefault(result.post_processing, {})[_plain_protocol(result)] = None
+    if len(protocols) < 2:
+        return [f"{RERANKED}: {kind}" for kind in protocols]
+    if sum(map(len, protocols.values())) == len({_plain_protocol(result) for result in results}):
+        return [f"{', '.join(names)}: {RERANKED}: {kind}" for kind, names in protocols.items()]
+    return list(
+        dict.fromkeys(
+            f"{result.name} {_plain_protocol(result)}".strip() + f": {RERANKED}: {result.post_processing}"
+            for result in results
+        )
     )
+
+
+def _plain_protocol(result: RetrievalResult) -> str:
+    """The protocol without what is said about occluded queries."""
+    return result.protocol.partition(",")[0]
 
 
 def _trapezoid(result: RetrievalResult) -> str:

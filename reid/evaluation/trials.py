@@ -9,7 +9,7 @@ from typing import Final, TypeGuard
 import numpy as np
 
 from reid.contracts import Embeddings
-from reid.evaluation.distances import LEAST_BUDGET_BYTES, rank_before_and_after, rank_blocks
+from reid.evaluation.distances import LEAST_BUDGET_BYTES, check_comparable, rank_before_and_after, rank_blocks
 from reid.evaluation.extract import select_embeddings
 from reid.evaluation.metrics import RetrievalMetrics, summarise
 from reid.evaluation.protocols import Trial
@@ -17,7 +17,7 @@ from reid.evaluation.ranking import PositiveRanks
 from reid.evaluation.rerank import rerank
 from reid.evaluation.rerank_config import RerankConfig
 from reid.evaluation.results import RetrievalResult
-from reid.progress import Stages, untold
+from reid.progress import Stages, labelled, untold
 
 QUERIES_RANKED: Final = "queries ranked"
 IMAGES_COMPARED: Final = "blocks of images compared for re-ranking"
@@ -71,10 +71,15 @@ def evaluate_trials(
             remove_junk=trial.remove_junk,
             rerank_config=rerank_config,
             memory_budget_bytes=memory_budget_bytes,
-            stages=stages,
+            stages=labelled(stages, trial_label(number, len(trials))),
         )
-        for trial in trials
+        for number, trial in enumerate(trials, start=1)
     ]
+
+
+def trial_label(number: int, num_trials: int) -> str:
+    """What the progress of one trial among several is told by."""
+    return f"trial {number} of {num_trials}" if num_trials > 1 else ""
 
 
 def rank_queries(
@@ -111,6 +116,7 @@ def rank_queries(
             progress=stages(QUERIES_RANKED),
         )
         return TrialRanks(base=base, reranked=None if rerank_config is None else base)
+    check_comparable(query, gallery)
     kept = None
     half = memory_budget_bytes // 2
     if 4 * len(query) * len(gallery) <= half and half >= LEAST_BUDGET_BYTES:

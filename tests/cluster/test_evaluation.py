@@ -13,6 +13,7 @@ from cluster.trainer import Resume, evaluate_run
 from cluster.trainer import train as train_on_cluster
 from jobs import evaluate
 from reid.build.checkpoints import load_trained_experiment, load_trained_run
+from reid.build.data import open_data
 from reid.build.evaluation import IMAGES_EMBEDDED, evaluate_all_here, evaluate_here
 from reid.build.run_folder import open_run
 from reid.config import Experiment, with_overrides
@@ -50,24 +51,29 @@ def test_several_protocols_embed_each_image_once_and_give_the_figures_of_each_al
     trained: tuple[Experiment, Location], local_ray: None
 ) -> None:
     rerank = "evaluation.rerank={k1: 4, k2: 2, weight: 0.3}"
-    both = [with_overrides(trained[0], [f"evaluation.protocol={name}", rerank]) for name in ("veri776", "table")]
+    changes = (["veri776", rerank], ["veri776-raw"], ["table", rerank.replace("4", "9")])
+    experiments = [with_overrides(trained[0], [f"evaluation.protocol={name}", *more]) for name, *more in changes]
     begun: list[str] = []
 
     def stages(title: str) -> Progress:
         begun.append(title)
         return lambda done, total: None
 
-    found = evaluate_protocols(both, trained[1].uri, "step", stages)
+    on_workers = evaluate_protocols(experiments, trained[1].uri, "step", stages)
     begun.clear()  # on workers what is done at once may never be told
-    here = evaluate_all_here(both, trained[1], name="step", stages=stages)
-    assert begun == [IMAGES_EMBEDDED, *[IMAGES_COMPARED, QUERIES_RANKED] * 2]
-    assert [each.result.protocol for each in found] == ["veri776", "table"]
-    for experiment, *each in zip(both, found, here, strict=True):
-        alone = evaluate_here(experiment, trained[1], name="step")
-        for one in each:
-            assert one.result.figures() == alone.result.figures()
-            assert one.examples == alone.examples
-            assert one.settings == alone.settings
+    here = evaluate_all_here(experiments, trained[1], name="step", stages=stages)
+    assert [title.partition(",")[0] for title in begun] == [
+        IMAGES_EMBEDDED, IMAGES_COMPARED, QUERIES_RANKED, QUERIES_RANKED, IMAGES_COMPARED, QUERIES_RANKED,
+    ]  # fmt: skip
+    assert begun[3] == f"{QUERIES_RANKED}, veri776-raw"
+    alone = [evaluate_here(experiment, trained[1], name="step") for experiment in experiments]
+    assert len({str(each.result.figures()) for each in alone}) == 3
+    for found in (on_workers, here):
+        for one, expected in zip(found, alone, strict=True):
+            assert one.result.protocol == expected.result.protocol
+            assert one.result.figures() == expected.result.figures()
+            assert one.examples == expected.examples
+            assert one.settings == expected.settings
 
 
 def test_a_plan_a_table_and_a_page_are_what_an_evaluation_gives(
@@ -83,7 +89,7 @@ def test_a_plan_a_table_and_a_page_are_what_an_evaluation_gives(
     with caplog.at_level("INFO"):
         assert evaluate.main() == 0
     plan = next(message for message in caplog.messages if message.startswith("plan of the evaluation"))
-    assert f"{trained[1].name} of tiny: resnet18, random weights, no planes" in plan
+    assert f"{trained[1].name} of tiny: resnet18, no planes" in plan
     assert "this process, on the CPU" in plan
     table = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in table[2:4]] == ["veri776", "table"]
@@ -94,13 +100,29 @@ def test_a_plan_a_table_and_a_page_are_what_an_evaluation_gives(
     assert text.count("data:image/jpeg;base64,") == 6
 
 
+def test_the_plan_counts_the_queries_of_each_severity(
+    trained: tuple[Experiment, Location], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    arguments = ["--occluded", "0.1,0.3", "--no-ray"]
+    monkeypatch.setattr("sys.argv", ["evaluate.py", str(trained[1].local_path), *arguments])
+    with caplog.at_level("INFO"):
+        assert evaluate.main() == 0
+    plan = next(message for message in caplog.messages if message.startswith("plan of the evaluation"))
+    assert "occluded    10, 30 % of each query, one after the other" in plan
+    with open_data(trained[0]) as shards:
+        queries, gallery = len(shards.index.rows("query")), len(shards.index.rows("gallery"))
+    assert f"images      {3 * queries + gallery} of " in plan
+
+
 def test_options_that_an_evaluation_would_not_heed_are_refused(
     trained: tuple[Experiment, Location], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for arguments, words in (
         (["--page", "page.html", "--occluded", "0.2"], "--page shows the ranking of clean queries"),
         (["--page", "/gone/page.html"], "--page /gone/page.html: the folder /gone does not exist"),
-        (["evaluation.num_rank_lists=3"], "does nothing to an evaluation with --no-ray without --page"),
+        (["evaluation.num_rank_lists=3"], "is about the page of an evaluation: give --page FILE.html"),
+        (["data.plan.images_per_identity=3"], "does nothing to an evaluation: remove it"),
+        (["cluster.evaluation_workers=2"], "does nothing to an evaluation with --no-ray"),
     ):
         monkeypatch.setattr("sys.argv", ["evaluate.py", str(trained[1].local_path), "--no-ray", *arguments])
         assert evaluate.main() == 2

@@ -134,7 +134,7 @@ def test_the_job_prints_and_writes_both(
         (["--rerank", "60,6,0.3"], "lower evaluation.rerank.k1"),
         (["--rerank", "yes"], "or auto; got 'yes'"),
         (["cluster.evaluation_workers=2"], "cluster.evaluation_workers=2 does nothing to an evaluation with --no-ray"),
-        (["metrics.prometheus_port=9999"], "metrics.prometheus_port=9999 does nothing to an evaluation with --no-ray"),
+        (["metrics.prometheus_port=9999"], "metrics.prometheus_port=9999 does nothing to an evaluation: remove it"),
         (["training.loop.epochs=3"], "training.loop.epochs=3: the checkpoint was trained without it"),
     ],
 )

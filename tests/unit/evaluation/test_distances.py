@@ -123,6 +123,11 @@ def test_full_rows_come_in_whole_tiles_where_a_tile_fits(num_rows, expected):
     assert block_shape(700, 4500, WORKING_BYTES + 4 * num_rows * 4500) == expected
 
 
+def test_few_queries_need_little_memory_for_full_rows():
+    assert block_shape(100, 128_517, WORKING_BYTES + 4 * 99 * 128_517) == (99, 128_517)
+    assert block_shape(100, 128_517, WORKING_BYTES + 4 * 40 * 128_517) == (100, 50 * TILE_COLUMNS)
+
+
 def test_too_small_a_budget_is_refused_with_the_least():
     with pytest.raises(ValueError, match=r"at least 25 MB for ranking, got 10\.0 MB"):
         block_shape(100, 100, 10 * 2**20)

@@ -13,7 +13,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from reid.evaluation import rerank as module
-from reid.evaluation import trials
 from reid.evaluation.distances import LEAST_BUDGET_BYTES, TILE_COLUMNS, TILE_ROWS, cosine_distances, normalised
 from reid.evaluation.distances import rank_before_and_after as rank
 from reid.evaluation.extract import join_embeddings, select_embeddings
@@ -132,22 +131,29 @@ def test_ranks_do_not_depend_on_the_memory_budget(pair, whole, extra):
     assert all(map(same, actual, whole))
 
 
-@pytest.mark.parametrize(
-    ("budget", "keeps"),
-    [(LEAST_BUDGET_BYTES, False), (2 * LEAST_BUDGET_BYTES - 2, False), (2 * LEAST_BUDGET_BYTES, True), (2**30, True)],
-)
-def test_ranks_do_not_depend_on_whether_distances_are_kept(pair, whole, budget, keeps, monkeypatch):
-    kept = []
-
-    def ranks(query, gallery, change, known, **options):
-        kept.append(known is not None)
-        return rank(query, gallery, change, known, **options)
-
-    monkeypatch.setattr(trials, "rank_before_and_after", ranks)
+@pytest.mark.parametrize("budget", [LEAST_BUDGET_BYTES, 2 * LEAST_BUDGET_BYTES - 2, 2 * LEAST_BUDGET_BYTES, 2**30])
+def test_ranks_do_not_depend_on_whether_distances_are_kept(pair, whole, budget):
     actual = rank_queries(*pair, remove_junk=True, rerank_config=CONFIG, memory_budget_bytes=budget)
     assert same(actual.base, whole[0])
     assert same(actual.reranked, whole[1])
-    assert kept == [keeps]
+
+
+def test_known_distances_are_not_computed_again(pair, whole):
+    query, gallery = pair
+    reversed_distances = 2 - cosine_distances(query.features, gallery.features)
+    base, changed = rank(*pair, lambda *_: None, reversed_distances, remove_junk=True)
+    assert not same(base, whole[0])
+    assert same(base, changed)
+
+
+@pytest.mark.parametrize("budget", [LEAST_BUDGET_BYTES, 2**30])
+def test_features_that_cannot_be_compared_are_refused_before_re_ranking(pair, budget):
+    query, gallery = pair
+    options = {"remove_junk": True, "rerank_config": CONFIG, "memory_budget_bytes": budget}
+    with pytest.raises(ValueError, match=r"expected gallery features of length 1, got 0\.5"):
+        rank_queries(query, replace(gallery, features=gallery.features / 2), **options)
+    with pytest.raises(ValueError, match="expected features of one size"):
+        rank_queries(replace(query, features=query.features[:, 1:]), gallery, **options)
 
 
 @pytest.mark.parametrize("num_workers", [2, 3, 7])

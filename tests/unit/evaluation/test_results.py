@@ -149,6 +149,25 @@ def test_protocols_that_are_re_ranked_differently_share_the_columns():
     assert lines[4:6] == [f"note: veri776: +RR: {ours}", f"note: table: +RR: {other}"]
 
 
+def test_notes_on_re_ranking_say_what_they_are_about_once():
+    def row(name, protocol, kind):
+        return result(name=name, protocol=protocol, reranked=result(name=name, protocol=protocol, post_processing=kind))
+
+    def notes(*rows):
+        return [line for line in results_table(rows).splitlines() if "+RR: " in line]
+
+    occluded = "veri776, queries 20 % occluded"
+    assert notes(row("a", "veri776", "x"), row("a", occluded, "x")) == ["note: +RR: x"]
+    assert notes(row("a", "veri776", "x"), row("a", occluded, "x"), row("a", "table", "y")) == [
+        "note: veri776: +RR: x",
+        "note: table: +RR: y",
+    ]
+    assert notes(row("a", "veri776", "x"), row("b", "veri776", "y")) == [
+        "note: a veri776: +RR: x",
+        "note: b veri776: +RR: y",
+    ]
+
+
 def test_a_re_ranked_result_is_part_of_the_base_result():
     both = result(reranked=result(post_processing="re-ranking k1=20 k2=6 lambda=0.3", metrics=metrics(0.83)))
     assert (both.figures()["mAP"], both.figures()["mAP+RR"]) == (0.806, 0.83)
