@@ -213,7 +213,7 @@ def test_first_weights_that_do_not_exist_are_refused_before_ray_is_started(tiny_
 def test_protocols_are_checked_before_the_first_one_is_scored(
     trained: tuple[Experiment, Location], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("jobs.evaluate.evaluate_all_here", lambda *_, **__: pytest.fail("scored"))
+    monkeypatch.setattr("cluster.evaluation_job.evaluate_all_here", lambda *_, **__: pytest.fail("scored"))
     for protocols, words in (
         (("veri776", "vehicleid-small"), "protocol 'vehicleid-small'"),
         (("veri776", "table", "veri776"), "--protocol veri776 is given twice"),
