@@ -33,7 +33,7 @@ from reid.evaluation.trials import IMAGES_COMPARED, QUERIES_RANKED, TrialRanks, 
 from reid.progress import Stages, untold
 
 LEAST_BYTES_OF_A_WORKER = 32 << 20
-"""What ranking a block needs at the least; many workers on one small budget get this much each."""
+"""Many workers on one small budget get this much each: what ranking needs at the least, and room for wider blocks."""
 
 
 def rank_trial(

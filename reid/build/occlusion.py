@@ -149,7 +149,7 @@ def evaluate_severities(
     embed: EmbedRows,
     rank: RankTrials,
     name: str,
-    announce: Callable[[str], None] | None = None,
+    announce: Callable[[str], None] = lambda _: None,
 ) -> tuple[SeverityResult, ...]:
     """Clean queries and each severity, wherever embedding and ranking take place.
 
@@ -173,7 +173,6 @@ def evaluate_severities(
     query_rows = np.unique(np.concatenate([trial.query_rows for trial in trials]))
     without_lists = with_overrides(experiment, ["evaluation.num_rank_lists=0"])
     found: list[SeverityResult] = []
-    announce = announce or (lambda _: None)
     began = time.monotonic()
     announce("clean queries")
     clean = embed(rows_of_trials(trials), None)

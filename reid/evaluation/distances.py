@@ -172,7 +172,7 @@ def rank_before_and_after(
         query: Features of the queries.
         gallery: Features of the gallery.
         change: Of a block of distances.
-        known: (Q, G) cosine distances where somebody has computed them already.
+        known: (Q, G) cosine distances where somebody has computed them already, from features that were checked.
         remove_junk: Take out entries with the query's identity and camera.
         memory_budget_bytes: For a block of distances and its ranking, beside the features and the known distances.
         progress: Called with the queries ranked and all of them, after each block.
@@ -180,8 +180,7 @@ def rank_before_and_after(
     Raises:
         ValueError: If features do not fit each other or cannot be compared, or the budget is too small.
     """
-    computed = _cosine_blocks(query, gallery)
-    blocks = computed if known is None else _blocks_of(known)
+    blocks = _cosine_blocks(query, gallery) if known is None else _blocks_of(known)
     before, after = _rank(
         blocks, query.vehicle_ids, query.camera_ids, _identities(gallery), (change,),
         remove_junk, memory_budget_bytes, progress,
